@@ -1,0 +1,1 @@
+"""Data: the schema of a sample, sources, shards and the deterministic loader."""

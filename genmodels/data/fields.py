@@ -1,0 +1,57 @@
+"""The schema of a sample, and the description of a data set that models are built from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model may know of its data set. Stored in the shards' manifest and in every export."""
+
+    name: str
+    channels: int  # 1 or 3
+    image_size: int  # pixels; the size a model trains at (a training may choose a lower level of the pyramid)
+    sizes: tuple[int, ...]  # sizes of the pyramid that lie on disk, ascending
+    num_train: int  # images of the training split
+    num_test: int  # images held out
+    classes: tuple[str, ...] = ()  # class names; empty without labels
+    attributes: tuple[str, ...] = ()  # names of the 0/1 attributes; empty without
+    domains: tuple[str, ...] = ()  # names of unpaired domains, say ("A", "B"); empty without
+    num_parts: int = 0  # key-part boxes an image; 0 without
+    captions: bool = False
+    digest: str = ""  # sha256 over the shards: the data's identity
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The batch keys that this data set can serve; `image_A` is the stream of domain A alone."""
+        offered = ["image"] + [f"image_{domain}" for domain in self.domains]
+        optional = {"label": self.classes, "attributes": self.attributes, "parts": self.num_parts, "caption": self.captions}
+        return tuple(offered + [key for key, present in optional.items() if present])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> DataSpec:
+        """Inverse of `to_json`."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample as a source offers it, before its pixels are read. Small and picklable."""
+
+    key: str  # unique in the data set, of [A-Za-z0-9_/-]; names the sample in shards
+    file: str  # path relative to the source, as the manifest shows it
+    label: str | None = None
+    attributes: dict[str, int] | None = None  # name -> 0 or 1
+    captions: tuple[str, ...] = ()
+    parts: tuple[Box, ...] = ()
+    domain: str | None = None
+    split: str | None = None  # "train" or "test"; None: by a hash of the content

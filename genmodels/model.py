@@ -1,0 +1,225 @@
+"""The contract that every generative model fulfils, and the registry that finds them.
+
+A model owns its networks, losses, optimiser settings and stages; it owns no loop. `genmodels.trainer`
+turns the contract into training, `genmodels.export` into sampling. A new model is one file in
+`genmodels/models/` and one line in `genmodels.models.MODELS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from genmodels.data.fields import DataSpec
+from genmodels.models import MODELS
+from genmodels.text import nearest
+
+Batch = dict[str, Tensor]
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimizerConfig(Strict):
+    """Adam's settings for one phase (Kingma & Ba 2015)."""
+
+    lr: float = Field(2e-4, gt=0, description="learning rate")
+    betas: tuple[float, float] = Field((0.5, 0.999), description="decay rates of the two moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser's update. Networks that it does not name are frozen while it runs."""
+
+    name: str
+    nets: tuple[str, ...]
+    every: int = 1  # steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one image size and one global batch size; most models have one."""
+
+    name: str
+    num_images: int
+    image_size: int
+    batch_size: int
+    phases: tuple[str, ...] | None = None  # which phases run in it; None: all of them
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. Images shown are the clock; steps exist only for `Phase.every`."""
+
+    step: int
+    num_images: int
+    stage: Stage
+    fraction: float  # of the stage done, in [0, 1]
+
+
+class StepOutput(NamedTuple):
+    """What one phase of one step returns: scalars, all of them still on the device."""
+
+    losses: dict[str, Tensor]  # weighted; their sum is minimised
+    stats: dict[str, Tensor] = {}  # logged only
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The score that a model declares: runs of the model are ranked by it."""
+
+    name: str  # a key of genmodels.metrics.evaluate's scores
+    direction: Literal["min", "max"] = "min"
+
+    def better(self, score: float, other: float | None) -> bool:
+        """Whether `score` beats `other`; anything finite beats None."""
+        if other is None:
+            return score == score  # False for NaN
+        return score < other if self.direction == "min" else score > other
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One piece of a model's own evidence: a claim, what was measured, and the baseline to beat."""
+
+    claim: str
+    measured: float
+    baseline: float
+    holds: bool
+    unit: str = ""
+
+
+class Noise:
+    """Random draws that are a function of (seed, step, phase) alone, whatever the number of ranks.
+
+    Every draw is made for the global batch; each rank keeps its own slice. So one rank and four see
+    the same noise, and resuming needs no generator state.
+    """
+
+    def __init__(self, seed: int, step: int, phase: int, device: torch.device, rank: int = 0, world_size: int = 1):
+        self._generator = torch.Generator(device)
+        self._generator.manual_seed(mix_seed(seed, step, phase))
+        self._device, self._rank, self._world_size = device, rank, world_size
+
+    def normal(self, num: int, *shape: int) -> Tensor:
+        """Draws from N(0, 1), [num, *shape], where num is this rank's share of the global batch."""
+        return self._slice(torch.randn(num * self._world_size, *shape, generator=self._generator, device=self._device))
+
+    def uniform(self, num: int, *shape: int) -> Tensor:
+        """Draws from U[0, 1), [num, *shape]."""
+        return self._slice(torch.rand(num * self._world_size, *shape, generator=self._generator, device=self._device))
+
+    def integers(self, high: int, num: int, *shape: int) -> Tensor:
+        """Draws from {0 .. high - 1}, int64 [num, *shape]."""
+        shape = (num * self._world_size, *shape)
+        return self._slice(torch.randint(high, shape, generator=self._generator, device=self._device))
+
+    def _slice(self, draws: Tensor) -> Tensor:
+        num = len(draws) // self._world_size
+        return draws[self._rank * num : (self._rank + 1) * num]
+
+
+def mix_seed(*parts: int) -> int:
+    """One well-mixed 63-bit seed from several integers (splitmix64's finaliser, Steele et al. 2014)."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed ^ (part & (2**64 - 1))) + 0x9E3779B97F4A7C15 & (2**64 - 1)
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+@dataclass(frozen=True)
+class ProofContext:
+    """What a model's `proofs` may look at: real images, labels, samples, and independent features."""
+
+    train_images: Tensor  # [N, C, H, W] in [-1, 1], from the training split
+    test_images: Tensor  # [N, C, H, W], held out
+    train_labels: Tensor | None  # int64 [N]
+    test_labels: Tensor | None
+    samples: Tensor  # [N, C, H, W], generated by the averaged networks
+    features: Callable[[Tensor], Tensor]  # images -> [N, F], by a network trained on real data only
+    scores: dict[str, float]  # what genmodels.metrics.evaluate measured of the samples
+    history: list[dict[str, Any]]  # one row a snapshot of the training, in order: num_images, stage, scores
+
+
+class GenerativeModel(nn.Module):
+    """Base of all models. Children in `_modules` are the networks that phases and exports name."""
+
+    name: ClassVar[str] = ""  # set by the registry
+    Config: ClassVar[type[Strict]]
+    phases: tuple[Phase, ...]  # may depend on the config, then set in __init__
+    batch_keys: tuple[str, ...] = ("image",)
+    cond_keys: tuple[str, ...] = ()
+    ema_nets: tuple[str, ...]  # the networks that sampling needs; averaged and exported
+    rank_buffers: tuple[str, ...] = ()  # prefixes of buffers that differ between ranks (image pools)
+    simultaneous: bool = False  # True: all phases' gradients first, then all optimiser steps
+    metric: Metric = Metric("swd")
+
+    def __init__(self, config: Strict, data: DataSpec):
+        super().__init__()
+        self.config, self.data = config, data
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Adam's settings by phase name."""
+        raise NotImplementedError
+
+    def stages(self, num_images: int, batch_size: int) -> tuple[Stage, ...]:
+        """The schedule of a training of `num_images` images: one stage unless the model grows."""
+        return (Stage("train", num_images, self.data.image_size, batch_size),)
+
+    def lr_scale(self, phase: Phase, progress: Progress) -> float:
+        """Factor on the phase's learning rate at this point of training."""
+        return 1.0
+
+    def training_step(
+        self, batch: Batch, phase: str, progress: Progress, noise: Noise, scratch: dict[str, Any]
+    ) -> StepOutput:
+        """Losses of one phase. `scratch` lives one step: what a phase leaves there, the next may reuse."""
+        raise NotImplementedError
+
+    def encode_condition(self, raw: str) -> Tensor:
+        """A condition as the user writes it (class name, caption, 'Young=1') -> tensor [1, ...]."""
+        raise ValueError(f"{self.name} takes no condition, got {raw!r}")
+
+    def latent(self, num: int, generator: torch.Generator) -> Tensor:
+        """Latents [num, ...] on the CPU: what sampling, interpolation and traversal start from."""
+        raise NotImplementedError
+
+    def generate(self, latent: Tensor, cond: Tensor | None, progress: Progress) -> Tensor:
+        """Images [num, C, H, W] in [-1, 1], of the stage that `progress` names."""
+        raise NotImplementedError
+
+    def stage_stats(self, progress: Progress) -> dict[str, float]:
+        """What of the schedule belongs in the curves; host numbers (resolution, fade)."""
+        return {}
+
+    def proofs(self, context: ProofContext) -> list[Proof]:
+        """The model's own evidence on held-out data, each beside its baseline (MODELS.md)."""
+        return []
+
+
+def model_names() -> list[str]:
+    """Every registered model, in the order of the registry."""
+    return list(MODELS)
+
+
+def model_class(name: str) -> type[GenerativeModel]:
+    """The class registered under `name`; ValueError names the nearest one."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{nearest(name, MODELS)}; choices: {', '.join(MODELS)}")
+    module, _, attribute = MODELS[name].partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    cls.name = name
+    return cls

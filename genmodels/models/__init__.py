@@ -1,0 +1,7 @@
+"""The registry: a model's name and where its class is; imported only when asked for."""
+
+MODELS: dict[str, str] = {
+    "vae": "genmodels.models.vae:VAE",
+    "dcgan": "genmodels.models.dcgan:DCGAN",
+    "progan": "genmodels.models.progan:ProGAN",
+}
