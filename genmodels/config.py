@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import Field
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
-from genmodels.model import Strict
+from genmodels.model import Strict, model_class, model_names
+from genmodels.text import nearest
+
+T = TypeVar("T", bound=BaseModel)
+V = TypeVar("V")
+
+MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line that names key, value and choices."""
 
 
 class DatasetConfig(Strict):
@@ -24,3 +39,193 @@ class DatasetConfig(Strict):
     shard_size: int = Field(1024, ge=1, description="samples a shard")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are rejected before decoding")
     max_reject_fraction: float = Field(0.1, ge=0, le=1, description="stop when more of the source is unusable")
+
+
+class TrainConfig(Strict):
+    """How any model is trained. Everything is counted in images shown."""
+
+    num_images: int = Field(1_000_000, ge=1, description="images shown in the whole training")
+    batch_size: int = Field(64, ge=1, description="global batch, over all workers")
+    image_size: int | None = Field(None, ge=4, description="a level of the data set's pyramid; null: the largest")
+    domain: str | None = Field(None, description="train on one domain of the data set only; null: on all images")
+    mirror: bool = Field(False, description="flip half of the images horizontally")
+    seed: int = Field(0, ge=0, description="of weights, noise and sample order")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    ema_half_life: float = Field(10_000, ge=0, description="of the averaged weights, images; 0: no averaging")
+    ema_rampup: float = Field(0.05, ge=0, le=1, description="half-life at most this share of the images shown so far")
+    log_every: int = Field(2_000, ge=1, description="images between points of the curves")
+    snapshot_every: int = Field(20_000, ge=1, description="images between sample grids with scores")
+    checkpoint_every: int = Field(20_000, ge=1, description="images between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the latest stay on disk")
+
+
+class EvaluationConfig(Strict):
+    """The protocol of the scores: scores of unlike protocols are never compared."""
+
+    num_images: int = Field(1024, ge=2, description="generated and held-out images (fewer where the data holds fewer)")
+    extractor_images: int = Field(60_000, ge=1, description="images shown to train the feature network")
+    seed: int = Field(0, ge=0, description="of latents and projections")
+
+
+class ComputeConfig(Strict):
+    """Where training runs. Not part of a run's identity: a run may go on elsewhere."""
+
+    num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="auto: one GPU a worker where the cluster has them")
+    cpus_per_worker: float | None = Field(None, gt=0, description="null: this machine's cores shared evenly")
+    storage_path: str = Field("data/runs", description="shared folder for checkpoints, curves and samples")
+    max_failures: int = Field(3, ge=-1, description="restarts after lost workers; -1: no limit")
+
+
+class RunConfig(Strict):
+    """One training, resolved: defaults, recipe and overrides applied, everything validated."""
+
+    model: str
+    dataset: str
+    settings: SerializeAsAny[Strict] = Field(description="the model's own Config")
+    train: TrainConfig
+    evaluation: EvaluationConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `to_json`."""
+        settings = model_class(values["model"]).Config(**values["settings"])
+        return cls(**{**values, "settings": settings})
+
+    def digest(self, data_digest: str) -> str:
+        """The identity of a run: model, resolved configuration and data (16 hex digits)."""
+        identity = json.dumps([self.to_json(), data_digest], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    datasets: dict[str, DatasetConfig] = {}
+    models: dict[str, dict[str, Any]] = Field({}, description="by model: dataset, train, and the model's own settings")
+    recipes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="by model and name: overrides of its section")
+    compute: ComputeConfig = ComputeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def dataset(self, name: str) -> DatasetConfig:
+        """The section of a data set; ConfigError names the nearest one."""
+        return _choose(self.datasets, name, "data set")
+
+    def run(self, model: str, recipe: str | None = None) -> RunConfig:
+        """The resolved configuration of one training."""
+        if model not in model_names():
+            raise ConfigError(
+                f"unknown model {model!r}{nearest(model, model_names())}; choices: {_list(model_names())}"
+            )
+        section = dict(self.models.get(model, {}))
+        if recipe:
+            section = _merged(section, _choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
+        dataset, train = section.pop("dataset", None), section.pop("train", {})
+        if dataset is None:
+            raise ConfigError(f"models.{model}.dataset is missing; choices: {_list(self.datasets)}")
+        self.dataset(dataset)
+        return RunConfig(
+            model=model,
+            dataset=dataset,
+            settings=validated(model_class(model).Config, section, f"models.{model}"),
+            train=validated(TrainConfig, train, f"models.{model}.train"),
+            evaluation=self.evaluation,
+        )
+
+
+def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Reads params.yaml and applies `key.sub=value` overrides; ConfigError is one line."""
+    raw = read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    params = validated(Params, raw, "")
+    for name in params.models:
+        params.run(name)  # a wrong key anywhere is found before anything starts
+    return params
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain values; tags that build objects and alias bombs are refused."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
+        if aliases > MAX_ALIASES:
+            raise ConfigError(f"{path}: {aliases} aliases, at most {MAX_ALIASES} are read")
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections (key: value), found {type(values).__name__}")
+    return values
+
+
+def validated(schema: type[T], values: Any, where: str) -> T:
+    """`values` as `schema`; ConfigError names the first wrong key, its value, and what is accepted."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'params'}: expected a section (key: value), got {values!r}")
+    try:
+        return schema(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        if first["type"] == "extra_forbidden":
+            fields = _fields_at(schema, first["loc"][:-1])
+            raise ConfigError(
+                f"{path}: unknown key{nearest(first['loc'][-1], fields)}; choices: {_list(fields)}"
+            ) from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{path} is missing") from None
+        raise ConfigError(f"{path}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _fields_at(schema: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys that the section at `path` accepts."""
+    for part in path:
+        field = schema.model_fields.get(str(part))
+        types = [field.annotation, *get_args(field.annotation)] if field else [schema]
+        schema = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
+    return list(schema.model_fields)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected key=value, as in models.vae.train.num_images=1000")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}") from None
+    section = raw
+    for part in parts[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    section[parts[-1]] = value
+
+
+def _choose(choices: Mapping[str, V], name: str, what: str) -> V:
+    if name not in choices:
+        raise ConfigError(f"unknown {what} {name!r}{nearest(name, choices)}; choices: {_list(choices)}")
+    return choices[name]
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

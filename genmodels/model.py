@@ -163,6 +163,7 @@ class GenerativeModel(nn.Module):
     batch_keys: tuple[str, ...] = ("image",)
     cond_keys: tuple[str, ...] = ()
     ema_nets: tuple[str, ...]  # the networks that sampling needs; averaged and exported
+    proof_nets: tuple[str, ...] = ()  # exported besides, as they are, because the proofs look at them
     rank_buffers: tuple[str, ...] = ()  # prefixes of buffers that differ between ranks (image pools)
     simultaneous: bool = False  # True: all phases' gradients first, then all optimiser steps
     metric: Metric = Metric("swd")

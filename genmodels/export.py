@@ -1,0 +1,177 @@
+"""A sampling folder: averaged weights, what rebuilds their networks, and a card. No pickle anywhere.
+
+model.safetensors   the networks that sampling needs
+config.json         model, settings, data, stage, sha256 of the weights
+README.md           the model card
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from genmodels.data.fields import DataSpec
+from genmodels.files import replace_folder, sha256_file, write_json
+from genmodels.model import GenerativeModel, Progress, Stage, mix_seed, model_class
+
+CHUNK = 16  # latents are drawn and decoded in chunks of this size, so that image i does not depend on how many follow
+
+
+class ExportError(ValueError):
+    """A folder is no whole export; the message says what is missing or altered."""
+
+
+class Sampler:
+    """A model's averaged networks, ready to sample; what `load` returns."""
+
+    def __init__(self, model: GenerativeModel, progress: Progress, info: dict[str, Any], device: torch.device | str):
+        self.model, self.progress, self.info, self.device = model, progress, info, torch.device(device)
+        self.nets = [getattr(model, name) for name in model.ema_nets]
+
+    def sample(self, num: int, seed: int = 0, cond: Tensor | None = None) -> Tensor:
+        """Images [num, C, H, W] in [-1, 1] on the CPU; image i is a function of (seed, i) alone."""
+        return self.decode(self.latents(num, seed), cond)
+
+    def latents(self, num: int, seed: int = 0) -> Tensor:
+        """Latents [num, ...] on the CPU."""
+        chunks = []
+        for chunk in range(-(-num // CHUNK)):
+            generator = torch.Generator().manual_seed(mix_seed(seed, chunk))
+            chunks.append(self.model.latent(CHUNK, generator))
+        return torch.cat(chunks)[:num]
+
+    def interpolate(self, num: int, steps: int, seed: int = 0) -> Tensor:
+        """`num` walks of `steps` images between pairs of latents, [num * steps, C, H, W], along great circles."""
+        ends = self.latents(2 * num, seed)
+        t = torch.linspace(0, 1, steps)
+        walks = [slerp(ends[2 * i], ends[2 * i + 1], t) for i in range(num)]
+        return self.decode(torch.cat(walks))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Images [num, C, H, W] in [-1, 1] of given latents, on the CPU."""
+        images = []
+        for start in range(0, len(latents), CHUNK):
+            latent = latents[start : start + CHUNK]
+            part = None if cond is None else cond[start : start + CHUNK]
+            images.append(self._decode_chunk(latent, part))
+        return torch.cat(images)
+
+    def _decode_chunk(self, latent: Tensor, cond: Tensor | None) -> Tensor:
+        num = len(latent)
+        latent = _padded(latent).to(self.device)
+        cond = None if cond is None else _padded(cond).to(self.device)
+        modes = [net.training for net in self.nets]
+        for net in self.nets:
+            net.eval()
+        images = self.model.generate(latent, cond, self.progress)[:num].float().cpu()
+        for net, mode in zip(self.nets, modes, strict=True):
+            net.train(mode)
+        return images
+
+
+def save(folder: Path, model: GenerativeModel, progress: Progress, info: dict[str, Any] | None = None) -> str:
+    """Writes the sampling folder in one move and returns the sha256 of the weights.
+
+    model: with averaged networks in the place of the live ones. info: anything of JSON about the training.
+    """
+    tensors = {}
+    for net in (*model.ema_nets, *model.proof_nets):
+        for name, tensor in getattr(model, net).state_dict().items():
+            tensors[f"{net}.{name}"] = tensor.detach().cpu().contiguous()
+
+    def write(temporary: Path) -> None:
+        weights = temporary / "model.safetensors"
+        safetensors.torch.save_file(tensors, weights)
+        config = {
+            "model": model.name,
+            "settings": model.config.model_dump(mode="json"),
+            "data": model.data.to_json(),
+            "progress": dataclasses.asdict(progress),
+            "sha256": sha256_file(weights),
+            "info": info or {},
+        }
+        write_json(temporary / "config.json", config)
+        (temporary / "README.md").write_text(model_card(config), encoding="utf-8")
+
+    replace_folder(folder, write)
+    return read_config(folder)["sha256"]
+
+
+def load(folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
+    """Reads a sampling folder; ExportError if it is not whole. Executes nothing from it."""
+    folder = Path(folder)
+    config = read_config(folder)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ExportError(f"{weights} is missing")
+    if sha256_file(weights) != config["sha256"]:
+        raise ExportError(f"{weights}: sha256 differs from config.json; the file was altered or is damaged")
+    cls = model_class(config["model"])
+    model = cls(cls.Config(**config["settings"]), DataSpec.from_json(config["data"]))
+    tensors = safetensors.torch.load_file(weights)
+    for name in list(model._modules):
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if own:
+            getattr(model, name).load_state_dict(own)
+        else:
+            delattr(model, name)
+    model.requires_grad_(False).eval().to(device)
+    return Sampler(model, _progress(config["progress"]), config, device)
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """config.json of a sampling folder."""
+    try:
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{folder} is no sampling folder: {error}") from None
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """A short card in Markdown: what it is, what it was trained on, how to sample it."""
+    data, progress = config["data"], config["progress"]
+    size = progress["stage"]["image_size"]
+    info = "\n".join(f"- {key}: {value}" for key, value in config["info"].items())
+    settings = "\n".join(f"- {key}: {value}" for key, value in config["settings"].items())
+    return f"""# {config["model"]} on {data["name"]}
+
+Images of {size}x{size} pixels, after {progress["num_images"]:,} training images (stage "{progress["stage"]["name"]}").
+Data: {data["num_train"]:,} training and {data["num_test"]:,} held-out images, digest {data["digest"][:16]}.
+Weights: sha256 {config["sha256"]}.
+
+    import genmodels
+    images = genmodels.load("this/folder").sample(16, seed=0)  # [16, {data["channels"]}, {size}, {size}] in [-1, 1]
+
+## Training
+{info}
+
+## Settings
+{settings}
+"""
+
+
+def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    """Points at t [T] on the great circle from start to end, each of shape [...]; [T, ...] (Shoemake 1985)."""
+    cosine = torch.nn.functional.cosine_similarity(start.flatten(), end.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.arccos(cosine).clamp(min=1e-6)
+    t = t.view(-1, *[1] * start.dim())
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """Filled up to CHUNK rows by repeating the last, so that every chunk is computed at one batch size."""
+    missing = CHUNK - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    stage = dict(values["stage"])
+    stage["phases"] = tuple(stage["phases"]) if stage["phases"] else None
+    return Progress(values["step"], values["num_images"], Stage(**stage), values["fraction"])
