@@ -1,0 +1,72 @@
+"""Scores a sampler against held-out images, always by the protocol that the configuration states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genmodels.config import EvaluationConfig, RunConfig
+from genmodels.data.fields import DataSpec
+from genmodels.data.shards import ShardReader
+from genmodels.export import Sampler
+from genmodels.files import write_atomic
+from genmodels.metrics.evaluate import Protocol, evaluate
+from genmodels.metrics.features import Extractor, load_extractor, save_extractor, train_extractor
+from genmodels.trainer import to_float
+
+EXTRACTOR_SIZE = 32  # the feature network sees the smallest level of the pyramid that is at least this
+
+
+class Judge:
+    """Holds the held-out images and the feature network of one data set."""
+
+    def __init__(
+        self, shards: Path, spec: DataSpec, config: RunConfig, extractor: Path, device: torch.device | str = "cpu"
+    ):
+        self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
+        self.extractor = load_extractor(extractor).to(self.device) if extractor.is_file() else None
+        self._reals: dict[int, Tensor] = {}
+
+    def reals(self, size: int) -> Tensor:
+        """Held-out images of one size, [N, C, size, size] in [-1, 1], at most the protocol's number."""
+        if size not in self._reals:
+            reader = ShardReader(self.shards, self._split, size, self.config.train.domain)
+            self._reals[size] = read_images(reader, self.config.evaluation.num_images)
+        return self._reals[size]
+
+    def score(self, sampler: Sampler) -> dict[str, float]:
+        """All scores of a sampler's images at its current size; NaN throughout if it makes non-finite images."""
+        reals = self.reals(sampler.progress.stage.image_size).to(self.device)
+        samples = sampler.sample(len(reals), self.config.evaluation.seed + 1).to(self.device)
+        return evaluate(reals, samples, self.extractor, seed=self.config.evaluation.seed)
+
+    def protocol(self, image_size: int) -> Protocol:
+        """What has to agree for two scores to be compared."""
+        reals = self.reals(image_size)
+        return Protocol.of(reals, reals, self.extractor, self.spec.digest, self._split)
+
+    @property
+    def _split(self) -> str:
+        return "test" if self.spec.num_test else "train"
+
+
+def ensure_extractor(path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig) -> Extractor:
+    """The data set's feature network: read from `path`, or trained on its training images and labels once."""
+    if path.is_file():
+        return load_extractor(path)
+    size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
+    reader = ShardReader(shards, "train", size)
+    images = read_images(reader, 20_000)
+    labels = torch.from_numpy(reader.labels[: len(images)]).long() if spec.classes else None
+    extractor = train_extractor(images, labels, num_images=config.extractor_images)
+    write_atomic(path, lambda temporary: save_extractor(extractor, temporary))
+    return extractor
+
+
+def read_images(reader: ShardReader, most: int) -> Tensor:
+    """The first images of a reader in storage order, [N, C, S, S] in [-1, 1]."""
+    pixels = reader.read(np.arange(min(reader.num, most)))
+    return to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))
