@@ -27,7 +27,12 @@ class DataSpec:
     def keys(self) -> tuple[str, ...]:
         """The batch keys that this data set can serve; `image_A` is the stream of domain A alone."""
         offered = ["image"] + [f"image_{domain}" for domain in self.domains]
-        optional = {"label": self.classes, "attributes": self.attributes, "parts": self.num_parts, "caption": self.captions}
+        optional = {
+            "label": self.classes,
+            "attributes": self.attributes,
+            "parts": self.num_parts,
+            "caption": self.captions,
+        }
         return tuple(offered + [key for key, present in optional.items() if present])
 
     def to_json(self) -> dict[str, Any]:
@@ -37,7 +42,10 @@ class DataSpec:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DataSpec:
         """Inverse of `to_json`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides

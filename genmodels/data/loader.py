@@ -1,0 +1,220 @@
+"""Batches as a pure function of (seed, position): exact to resume, the same for any number of ranks and threads.
+
+The stream of samples is the epochs' orders, one after the other. The global batch k holds the positions
+start + k * batch_size and on, across the end of an epoch too, so each sample comes exactly once an epoch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genmodels.data.shards import ShardReader, open_shards
+from genmodels.model import Batch, mix_seed
+from genmodels.text import nearest
+
+WINDOW = 16  # shards; within so many the samples are shuffled
+
+Field = Callable[
+    [NDArray[np.int64], NDArray[np.bool_]], Tensor
+]  # (sample numbers, which to mirror) -> a batch's values
+
+
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
+    """The order of an epoch: sample numbers, int64 [N], each of them once.
+
+    The shards are permuted; then samples are shuffled within every `window` consecutive shards, so that a cache of
+    `window` shards streams well. A pure function: ranks of raw Philox words (Salmon et al. 2011).
+    """
+    sizes = np.asarray(shard_sizes, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    words = np.random.Philox(key=mix_seed(seed, epoch)).random_raw(len(sizes) + int(sizes.sum()))
+    shards = np.argsort(words[: len(sizes)], kind="stable")
+    order = np.concatenate([np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in shards])
+    words, done = words[len(sizes) :], 0
+    for first in range(0, len(shards), window):
+        num = int(sizes[shards[first : first + window]].sum())
+        ranks = np.argsort(words[done : done + num], kind="stable")
+        order[done : done + num] = order[done : done + num][ranks]
+        done += num
+    return order
+
+
+class Stream:
+    """An endless sequence of sample numbers over shards, addressed by position."""
+
+    def __init__(self, shard_sizes: Sequence[int], seed: int):
+        self.num, self._seed = sum(shard_sizes), seed
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_sizes, seed, epoch))
+
+    def ids(self, first: int, num: int) -> NDArray[np.int64]:
+        """The numbers at positions first .. first + num - 1."""
+        parts = []
+        while num:
+            epoch, offset = divmod(first, self.num)
+            part = self._order(epoch)[offset : offset + num]
+            parts.append(part)
+            first, num = first + len(part), num - len(part)
+        return np.concatenate(parts)
+
+    def mirrored(self, first: int, num: int) -> NDArray[np.bool_]:
+        """A fair coin for each of the positions first .. first + num - 1."""
+        block, skip = divmod(first, 4)  # a Philox block is four words
+        words = np.random.Philox(key=mix_seed(self._seed, -1), counter=block).random_raw(skip + num)
+        return (words[skip:] >> np.uint64(63)).astype(bool)
+
+
+class Loader(Iterator[Batch]):
+    """The training split in batches, for ever; this rank's slice of each.
+
+    A batch holds the `keys` asked for, on the CPU: `image`, `image_A`, `image_B` uint8 [B, C, H, W] (memory order
+    HWC), `label` int64 [B], `attributes` float32 [B, A] of 0 and 1, `parts` float32 [B, P, 4]. Domain images are
+    streams of their own, unpaired. `start` is the number of images shown before: a loader that starts there goes on
+    exactly; after n batches the position is start + n * batch_size. A context manager; `close` ends its threads.
+
+    ValueError names the key, size, domain or batch size that the data cannot serve.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keys: Sequence[str],
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        mirror: bool = False,
+        domain: str | None = None,
+        prefetch: int = 3,
+        num_threads: int = 1,
+        pin_memory: bool = False,
+    ):
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} does not divide by the number of workers, {world_size}")
+        assert 0 <= rank < world_size and start >= 0
+        self.batch_size, self.position = batch_size, start
+        self._share = batch_size // world_size
+        self._rank_start = start + rank * self._share
+        self._mirror, self._pin_memory = mirror, pin_memory
+        self._streams = _open_streams(Path(folder), keys, image_size, seed, domain)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
+        self._pending: deque[Future[Batch]] = deque()
+        self._num_submitted, self._prefetch = 0, max(1, prefetch)
+
+    def __next__(self) -> Batch:
+        """The next batch; an error of a background thread is raised here."""
+        while len(self._pending) < self._prefetch:
+            self._submit()
+        batch = self._pending.popleft().result()
+        self._submit()
+        self.position += self.batch_size
+        return batch
+
+    def _submit(self) -> None:
+        first = self._rank_start + self._num_submitted * self.batch_size
+        self._pending.append(self._pool.submit(self._build, first))
+        self._num_submitted += 1
+
+    def _build(self, first: int) -> Batch:
+        batch: Batch = {}
+        for stream, fields in self._streams:
+            ids = stream.ids(first, self._share)
+            flip = stream.mirrored(first, self._share) if self._mirror else np.zeros(self._share, bool)
+            batch |= {key: field(ids, flip) for key, field in fields.items()}
+        return {key: value.pin_memory() for key, value in batch.items()} if self._pin_memory else batch
+
+    def close(self) -> None:
+        """Ends the threads; waits for the batches being built, drops the others."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+def _open_streams(
+    folder: Path, keys: Sequence[str], size: int, seed: int, domain: str | None
+) -> list[tuple[Stream, dict[str, Field]]]:
+    """The streams that `keys` need, each with the fields it serves."""
+    spec = open_shards(folder).spec
+    domains = {f"image_{name}": name for name in spec.domains}
+    offered = [key for key in spec.keys if key in FIELDS or key in domains]
+    for key in keys:
+        if key not in offered:
+            raise ValueError(
+                f"data set {spec.name!r} has no {key!r}{nearest(key, offered)}; it offers: {', '.join(offered)}"
+            )
+    shared = [key for key in keys if key not in domains]
+    if shared and "image" not in keys and len(shared) < len(keys):
+        raise ValueError(f"{shared[0]!r} describes 'image', not {', '.join(domains)}; ask for 'image' too")
+    streams = []
+    if shared:
+        reader = _open_reader(folder, size, domain)
+        streams.append((Stream(reader.num_per_shard, seed), {key: FIELDS[key](reader) for key in shared}))
+    for number, (key, name) in enumerate(domains.items(), 1):
+        if key in keys:
+            reader = _open_reader(folder, size, name)
+            streams.append((Stream(reader.num_per_shard, mix_seed(seed, number)), {key: _image_field(reader)}))
+    return streams
+
+
+def _open_reader(folder: Path, size: int, domain: str | None) -> ShardReader:
+    reader = ShardReader(folder, "train", size, domain)
+    if not reader.num:
+        raise ValueError(f"{folder} has no training images" + (f" of domain {domain}" if domain else ""))
+    return reader
+
+
+def _image_field(reader: ShardReader) -> Field:
+    def images(ids: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+        pixels = reader.read(ids)
+        if flip.any():
+            whole = pixels.view(f"V{reader.spec.channels}")[..., 0]  # [B, H, W]: moves pixels, not bytes
+            whole[flip] = whole[flip][:, :, ::-1]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    return images
+
+
+def _label_field(reader: ShardReader) -> Field:
+    labels = reader.labels
+    return lambda ids, flip: torch.from_numpy(labels[ids])
+
+
+def _attribute_field(reader: ShardReader) -> Field:
+    attributes = reader.attributes
+    return lambda ids, flip: torch.from_numpy(attributes[ids])
+
+
+def _part_field(reader: ShardReader) -> Field:
+    boxes = reader.parts
+
+    def parts(ids: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+        chosen = boxes[ids]
+        chosen[flip] = chosen[flip][:, :, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
+        return torch.from_numpy(chosen)
+
+    return parts
+
+
+# A new key of the batch is one line here. Caption tokens will be one: they need a tokenizer beside the reader.
+FIELDS: dict[str, Callable[[ShardReader], Field]] = {
+    "image": _image_field,
+    "label": _label_field,
+    "attributes": _attribute_field,
+    "parts": _part_field,
+}

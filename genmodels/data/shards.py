@@ -1,0 +1,472 @@
+"""A data set on disk: tar shards that webdataset reads too, an offset index, a manifest, and hashes of all of it.
+
+<split>-<size>-<shard>.tar   for each sample <key>.npy (or .png, .jpg, .webp) and <key>.json
+index-<size>.parquet         where in its tar each image's payload lies
+manifest.parquet             what each sample is and what it was made of; rejects.parquet: what was left out
+dataset.json                 written last: the DataSpec, every file's sha256, counts, the digest of all
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from genmodels.data.fields import DataSpec
+from genmodels.data.images import Pixels
+from genmodels.files import sha256_file
+
+FORMAT = 1  # raise it when decoding or layout change: data sets of another format are made anew
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE, REJECTS_FILE = "manifest.parquet", "rejects.parquet"
+BLOCK = tarfile.BLOCKSIZE
+SHARD_NAME = re.compile(r"(train|test)-[1-9][0-9]*-[0-9]{5,}\.tar")
+MEMBER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*\.(npy|png|jpg|webp|json)")
+SAVE_AS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG"},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True},
+}
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("key", pa.string()),
+        ("offset", pa.int64()),  # of the image's payload in the tar; raw: of its pixels
+        ("length", pa.int64()),  # bytes
+    ]
+)
+
+
+class DamagedData(ValueError):
+    """The data set on disk is not what `prepare` wrote; the message names the file."""
+
+
+class ShardFile(NamedTuple):
+    """One tar as dataset.json lists it."""
+
+    name: str
+    split: str
+    size: int  # pixels
+    num_samples: int
+    bytes: int
+    sha256: str
+
+
+class TableFile(NamedTuple):
+    """One Parquet file as dataset.json lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What dataset.json says of a data set."""
+
+    folder: Path
+    spec: DataSpec
+    encoding: str
+    source: str  # one line: the layout that was found
+    fingerprint: str  # of configuration and source, as they were
+    counts: dict[str, Any]
+    shards: tuple[ShardFile, ...]
+    tables: tuple[TableFile, ...]
+
+    @property
+    def files(self) -> list[ShardFile | TableFile]:
+        """Every file but dataset.json."""
+        return [*self.shards, *self.tables]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for dataset.json."""
+        return {
+            "format": FORMAT,
+            "spec": self.spec.to_json(),
+            "encoding": self.encoding,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "counts": self.counts,
+            "shards": [shard._asdict() for shard in self.shards],
+            "tables": [table._asdict() for table in self.tables],
+        }
+
+
+def data_digest(spec: DataSpec, encoding: str, shards: Sequence[ShardFile]) -> str:
+    """sha256 that identifies the content: the specification but its name, the encoding, every shard's hash."""
+    values = {key: value for key, value in spec.to_json().items() if key not in ("name", "digest")}
+    content = [FORMAT, values, encoding, [[shard.name, shard.sha256] for shard in shards]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def open_shards(folder: Path) -> Manifest:
+    """The data set in `folder`, after a check of every file's presence and size (no content is read).
+
+    DamagedData names the missing or truncated file; ValueError when there is no data set.
+    """
+    path = Path(folder) / DATASET_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no data set ({DATASET_FILE} is missing); prepare it first")
+    try:
+        manifest = _parse(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedData(f"{path}: not as prepare wrote it ({error})") from None
+    for file in manifest.files:
+        _check_size(manifest.folder / file.name, file.bytes)
+    return manifest
+
+
+def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
+    if values["format"] != FORMAT:
+        raise ValueError(f"format {values['format']!r}, this program reads {FORMAT}")
+    spec = DataSpec.from_json(values["spec"])
+    manifest = Manifest(
+        folder=folder,
+        spec=spec,
+        encoding=values["encoding"],
+        source=values["source"],
+        fingerprint=values["fingerprint"],
+        counts=values["counts"],
+        shards=tuple(ShardFile(**shard) for shard in values["shards"]),
+        tables=tuple(TableFile(**table) for table in values["tables"]),
+    )
+    expected_tables = {MANIFEST_FILE, REJECTS_FILE, *(index_name(size) for size in spec.sizes)}
+    for shard in manifest.shards:
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ValueError(f"shard name {shard.name!r}")
+    if {table.name for table in manifest.tables} != expected_tables:
+        raise ValueError("its list of tables is not complete")
+    if manifest.encoding != "raw" and manifest.encoding not in SAVE_AS:
+        raise ValueError(f"encoding {manifest.encoding!r}")
+    if data_digest(spec, manifest.encoding, manifest.shards) != spec.digest:
+        raise ValueError("its digest is not that of its content")
+    return manifest
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise DamagedData(f"{path}: missing")
+    if (actual := path.stat().st_size) != expected:
+        raise DamagedData(f"{path}: {actual} bytes, should be {expected}")
+
+
+def verify(folder: Path, full: bool = True) -> Manifest:
+    """Checks a data set before it is trusted; DamagedData names the first file that is wrong.
+
+    Sizes always; with `full` every byte (sha256), every tar member's name and type, and every index.
+    """
+    manifest = open_shards(folder)
+    if not full:
+        return manifest
+    for file in manifest.files:
+        if sha256_file(manifest.folder / file.name) != file.sha256:
+            raise DamagedData(f"{manifest.folder / file.name}: sha256 differs, the content was altered")
+    for shard in manifest.shards:
+        _check_members(manifest.folder / shard.name, shard.num_samples)
+    for split in ("train", "test"):
+        for size in manifest.spec.sizes:
+            _read_index(manifest, split, size)
+    return manifest
+
+
+def _check_members(path: Path, num_samples: int) -> None:
+    """Only regular files under plain names, none twice. Nothing is unpacked."""
+    names = set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isreg():
+                    raise DamagedData(f"{path}: member {member.name!r} is no regular file")
+                if not MEMBER_NAME.fullmatch(member.name):
+                    raise DamagedData(f"{path}: member name {member.name!r} is not allowed")
+                if member.name in names:
+                    raise DamagedData(f"{path}: member {member.name!r} comes twice")
+                names.add(member.name)
+    except tarfile.TarError as error:
+        raise DamagedData(f"{path}: {error}") from None
+    if len(names) != 2 * num_samples:
+        raise DamagedData(f"{path}: {len(names)} members, should be {2 * num_samples}")
+
+
+def index_name(size: int) -> str:
+    """The file name of one size's index."""
+    return f"index-{size}.parquet"
+
+
+def shard_name(split: str, size: int, shard: int) -> str:
+    """The file name of one shard."""
+    return f"{split}-{size}-{shard:05d}.tar"
+
+
+# Writing
+
+
+class Packed(NamedTuple):
+    """One sample at one size as it stands in a tar, and where in that its image's payload lies."""
+
+    blob: bytes
+    offset: int
+    length: int
+
+
+def pack(key: str, levels: dict[int, Pixels], encoding: str, about: dict[str, Any]) -> dict[int, Packed]:
+    """Tar members of one sample by size: image (uint8 [H, W, C]) and JSON. The same input gives the same bytes."""
+    text = _member(f"{key}.json", json.dumps(about, sort_keys=True).encode())
+    packed = {}
+    for size, pixels in sorted(levels.items()):
+        header, payload = _encode(pixels, encoding)
+        image = _member(f"{key}.{'npy' if encoding == 'raw' else encoding}", header + payload)
+        packed[size] = Packed(image + text, BLOCK + len(header), len(payload))
+    return packed
+
+
+def _encode(pixels: Pixels, encoding: str) -> tuple[bytes, bytes]:
+    """The member's header, where it is a .npy, and payload."""
+    if encoding == "raw":
+        return _npy_header(pixels.shape), pixels.tobytes()
+    stream = io.BytesIO()
+    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(stream, **SAVE_AS[encoding])
+    return b"", stream.getvalue()
+
+
+@cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 0644
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + data + bytes(-len(data) % BLOCK)
+
+
+class ShardWriter:
+    """Writes one split, streaming: one tar a size for each `shard_size` samples."""
+
+    def __init__(self, folder: Path, split: str, shard_size: int):
+        self.folder, self.split, self.shard_size = folder, split, shard_size
+        self.shards: list[ShardFile] = []
+        self.index: dict[int, list[tuple[str, int, int, str, int, int]]] = {}  # by size: INDEX_SCHEMA's rows
+        self.num_samples = 0
+        self._tars: dict[int, _Tar] = {}
+
+    def add(self, key: str, packed: dict[int, Packed]) -> tuple[int, int]:
+        """Appends one sample, at every size; returns its shard and row."""
+        shard, row = divmod(self.num_samples, self.shard_size)
+        if row == 0:
+            self.close()
+            self._tars = {size: _Tar(self.folder / shard_name(self.split, size, shard)) for size in packed}
+        for size, sample in packed.items():
+            start = self._tars[size].append(sample.blob)
+            self.index.setdefault(size, []).append((self.split, shard, row, key, start + sample.offset, sample.length))
+        self.num_samples += 1
+        return shard, row
+
+    def close(self) -> None:
+        """Ends the shards that are open."""
+        for size, tar in self._tars.items():
+            num_bytes, sha256 = tar.close()
+            num = (self.num_samples - 1) % self.shard_size + 1
+            self.shards.append(ShardFile(tar.path.name, self.split, size, num, num_bytes, sha256))
+        self._tars = {}
+
+    def abort(self) -> None:
+        """Lets go of open files; what they hold is of no use."""
+        for tar in self._tars.values():
+            tar.file.close()
+        self._tars = {}
+
+
+class _Tar:
+    """A tar in the making: its bytes go to disk and into the hash once."""
+
+    def __init__(self, path: Path):
+        self.path, self.bytes = path, 0
+        self.file: BinaryIO = path.open("wb")
+        self._hash = hashlib.sha256()
+
+    def append(self, blob: bytes) -> int:
+        """Writes `blob`; returns where it starts."""
+        start = self.bytes
+        self.file.write(blob)
+        self._hash.update(blob)
+        self.bytes += len(blob)
+        return start
+
+    def close(self) -> tuple[int, str]:
+        """Ends the archive; returns its length and sha256."""
+        end = self.bytes + 2 * BLOCK
+        self.append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        self.file.close()
+        return self.bytes, self._hash.hexdigest()
+
+
+# Reading
+
+
+class ShardReader:
+    """Images of one split at one size, by number; and their labels, in the same order.
+
+    The order is that of the shards. `domain` leaves out all other domains. Thread-safe.
+    """
+
+    def __init__(self, folder: Path, split: str, size: int, domain: str | None = None):
+        self.manifest = open_shards(folder)
+        self.spec, self.size = self.manifest.spec, size
+        _choose("split", split, ("train", "test"))
+        _choose("image size", size, self.spec.sizes)
+        if domain is not None:
+            _choose("domain", domain, self.spec.domains)
+        index = _read_index(self.manifest, split, size)
+        keep = pa.array(np.ones(len(index), bool)) if domain is None else pa.compute.equal(index["domain"], domain)
+        self._table = index.filter(keep)
+        self.keys: list[str] = self._table["key"].to_pylist()
+        self.num = len(self.keys)
+        shards, counts = np.unique(self._column("shard"), return_counts=True)
+        self.num_per_shard: tuple[int, ...] = tuple(counts.tolist())
+        paths = [Path(folder) / shard_name(split, size, shard) for shard in shards.tolist()]
+        self._paths = {shard: path for shard, path in zip(shards.tolist(), paths, strict=True)}
+        self._shard, self._offset, self._length = (self._column(name) for name in ("shard", "offset", "length"))
+        self._maps: dict[int, Pixels] = {}
+
+    def read(self, ids: NDArray[np.int64]) -> Pixels:
+        """The images numbered `ids`, uint8 [B, H, W, C]; every id in [0, num)."""
+        ids = np.asarray(ids, np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.num):
+            raise ValueError(f"image number {ids.min()} or {ids.max()} is not in [0, {self.num})")
+        return self._read_raw(ids) if self.manifest.encoding == "raw" else self._read_encoded(ids)
+
+    def _read_raw(self, ids: NDArray[np.int64]) -> Pixels:
+        shape = (self.size, self.size, self.spec.channels)
+        num_bytes = shape[0] * shape[1] * shape[2]
+        images = np.empty((len(ids), num_bytes), np.uint8)
+        where = zip(self._shard[ids].tolist(), self._offset[ids].tolist(), strict=True)
+        for row, (shard, start) in enumerate(where):
+            images[row] = self._map(shard)[start : start + num_bytes]
+        return images.reshape(len(ids), *shape)
+
+    def _read_encoded(self, ids: NDArray[np.int64]) -> Pixels:
+        images = np.empty((len(ids), self.size, self.size, self.spec.channels), np.uint8)
+        mode = "RGB" if self.spec.channels == 3 else "L"
+        formats = (SAVE_AS[self.manifest.encoding]["format"],)
+        where = zip(self._shard[ids].tolist(), self._offset[ids].tolist(), self._length[ids].tolist(), strict=True)
+        for row, (shard, start, length) in enumerate(where):
+            try:
+                image = Image.open(io.BytesIO(self._map(shard)[start : start + length].tobytes()), formats=formats)
+                if image.size != (self.size, self.size):
+                    raise ValueError(f"its size is {image.size}")
+                images[row] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
+            except (OSError, ValueError, SyntaxError) as error:
+                raise DamagedData(f"{self._paths[shard]}: image {self.keys[ids[row]]!r}: {error}") from None
+        return images
+
+    def _map(self, shard: int) -> Pixels:
+        """The shard's bytes, mapped; opened when first needed."""
+        if shard not in self._maps:
+            with self._paths[shard].open("rb") as file:
+                self._maps[shard] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return self._maps[shard]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers, int64 [N]; only where the data set has classes."""
+        assert self.spec.classes
+        return self._column("label")
+
+    @property
+    def attributes(self) -> NDArray[np.float32]:
+        """0 or 1, float32 [N, A]."""
+        return self._nested("attributes", (self.num, len(self.spec.attributes)))
+
+    @property
+    def parts(self) -> NDArray[np.float32]:
+        """Boxes (left, top, right, bottom) as fractions of the image's sides, float32 [N, P, 4]."""
+        return self._nested("parts", (self.num, self.spec.num_parts, 4))
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """All captions of each image."""
+        return self._table["captions"].to_pylist()
+
+    @property
+    def files(self) -> list[str]:
+        """Each image's path in the source."""
+        return self._table["file"].to_pylist()
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return self._table[name].to_numpy().astype(np.int64)
+
+    def _nested(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        flat = self._table[name].combine_chunks()
+        while isinstance(flat, pa.ListArray | pa.FixedSizeListArray | pa.ChunkedArray):
+            flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat.flatten()
+        return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)
+
+
+def paired_ids(reader_a: ShardReader, reader_b: ShardReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers [P] and [P] of the images that both readers have under one name, below their domain's folder."""
+
+    def by_name(reader: ShardReader) -> dict[str, int]:
+        return {str(Path(*Path(file).parts[1:]).with_suffix("")): number for number, file in enumerate(reader.files)}
+
+    a, b = by_name(reader_a), by_name(reader_b)
+    names = sorted(a.keys() & b.keys())
+    return np.array([a[name] for name in names], np.int64), np.array([b[name] for name in names], np.int64)
+
+
+def _read_index(manifest: Manifest, split: str, size: int) -> pa.Table:
+    """One split's samples, in order: the index of `size` joined to the manifest. DamagedData if they disagree."""
+    path = manifest.folder / index_name(size)
+    keep = [("split", "=", split)]
+    try:
+        index = pq.read_table(path, schema=INDEX_SCHEMA, filters=keep)
+        about = pq.read_table(manifest.folder / MANIFEST_FILE, filters=keep)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedData(f"{path} or {MANIFEST_FILE}: {error}") from None
+    expected = [shard for shard in manifest.shards if (shard.split, shard.size) == (split, size)]
+    number = {shard.name: position for position, shard in enumerate(expected)}
+    if any(number.get(shard_name(split, size, position)) != position for position in range(len(expected))):
+        raise DamagedData(f"{manifest.folder / DATASET_FILE}: the {split} shards of size {size} are not numbered 0 ..")
+    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+    counts = [file.num_samples for file in expected]
+    if not (
+        np.array_equal(shard, np.repeat(np.arange(len(counts)), counts))
+        and np.array_equal(row, [row for count in counts for row in range(count)])
+        and index["key"].equals(about["key"])
+    ):
+        raise DamagedData(f"{path}: disagrees with {DATASET_FILE} or {MANIFEST_FILE}")
+    offset, length = index["offset"].to_numpy(), index["length"].to_numpy()
+    ends = np.array([file.bytes for file in expected], np.int64)[shard]
+    pixels = size * size * manifest.spec.channels
+    if (offset < 0).any() or (length <= 0).any() or (offset + length > ends).any():
+        raise DamagedData(f"{path}: points outside its shards")
+    if manifest.encoding == "raw" and (length != pixels).any():
+        raise DamagedData(f"{path}: images are not of {pixels} bytes")
+    extra = [name for name in about.column_names if name not in index.column_names]
+    for name in extra:
+        index = index.append_column(name, about[name])
+    return index
+
+
+def _choose(what: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} {value!r} is not in the data set; choices: {', '.join(map(str, choices)) or 'none'}")

@@ -1,0 +1,231 @@
+"""Where images come from: a folder in one of three layouts, or sprites drawn by the program itself."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+from genmodels.config import DatasetConfig
+from genmodels.data.fields import Record
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+NOT_AN_IMAGE_FILE = "not an image file"
+LAYOUTS = "images in one folder, one sub-folder a class, or trainA/ and trainB/ (and testA/, testB/)"
+DOMAIN_FOLDERS = {f"{split}{domain}": (domain, split) for split in ("train", "test") for domain in "AB"}
+MAX_KEY = 80  # characters; with hash and extension a tar header holds the name
+
+
+class Reject(NamedTuple):
+    """A file that the data set leaves out, and why."""
+
+    file: str
+    reason: str
+
+
+class Source(Protocol):
+    """Offers samples by name, and reads one when asked. Picklable: worker processes read."""
+
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    domains: tuple[str, ...]
+    rejects: tuple[Reject, ...]  # refused by name alone; the records do not hold them
+
+    def records(self) -> Iterator[Record]:
+        """Every sample, always in the same order."""
+
+    def read(self, record: Record) -> bytes | Image.Image:
+        """The file's bytes, or the rendered image. OSError where the file cannot be read."""
+
+    def describe(self) -> str:
+        """One line: which layout was found, and how much of it."""
+
+    def fingerprint(self) -> str:
+        """Hex digest that changes when the source does; reads no pixels."""
+
+
+def open_source(config: DatasetConfig, root: Path) -> Source:
+    """The source that `config.source` names; relative folders start at `root`.
+
+    ValueError names the folder and the accepted layouts when it is missing or holds no images.
+    """
+    if config.source == "sprites":
+        return RenderedSource(config.num_images or 6000, config.image_size)
+    folder = root / Path(config.source).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"source {str(folder)!r} is no folder; expected {LAYOUTS}")
+    return FolderSource(folder)
+
+
+class RenderedSource:
+    """The embedded data set: `genmodels.data.sprites`, imported only here."""
+
+    rejects: tuple[Reject, ...] = ()
+
+    def __init__(self, num_images: int, size: int):
+        from genmodels.data.sprites import SpritesSource
+
+        self._sprites = SpritesSource(num_images=num_images, size=size)
+        self.classes = tuple(self._sprites.classes)
+        self.attributes = tuple(self._sprites.attributes)
+        self.domains = tuple(self._sprites.domains)
+
+    def records(self) -> Iterator[Record]:
+        """Every sprite."""
+        return iter(self._sprites.records())
+
+    def read(self, record: Record) -> Image.Image:
+        """The rendered sprite."""
+        return self._sprites.read(record)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"sprites: {len(self.classes)} classes, {len(self.attributes)} attributes"
+
+    def fingerprint(self) -> str:
+        """Hash of the renderer's program text: no version number to forget."""
+        text = inspect.getsource(sys.modules[type(self._sprites).__module__])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FolderSource:
+    """Images of a folder, sorted by path. Links that lead out of it and files of other types are rejects."""
+
+    attributes: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path):
+        self.folder = folder.resolve()
+        rejects: list[Reject] = []
+        files = _scan(self.folder, rejects)
+        self._records, self._layout = _arrange(files, rejects)
+        if not self._records:
+            raise ValueError(f"source {str(folder)!r} holds no images; expected {LAYOUTS}")
+        self.rejects = tuple(rejects)
+        self.classes = tuple(sorted({record.label for record in self._records if record.label is not None}))
+        self.domains = tuple(sorted({record.domain for record in self._records if record.domain is not None}))
+
+    def records(self) -> Iterator[Record]:
+        """Every image file, sorted by path."""
+        return iter(self._records)
+
+    def read(self, record: Record) -> bytes:
+        """The file's bytes."""
+        return (self.folder / record.file).read_bytes()
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self._layout}: {len(self._records)} images"
+
+    def fingerprint(self) -> str:
+        """Hash of all files' names, sizes and times of change."""
+        digest = hashlib.sha256()
+        files = [(record.file, True) for record in self._records] + [(file, False) for file, _ in self.rejects]
+        for file, follow in files:  # a link that is refused may lead nowhere
+            status = os.stat(os.path.join(self.folder, file), follow_symlinks=follow)
+            digest.update(b"%s\0%d\0%d\0" % (os.fsencode(file), status.st_size, status.st_mtime_ns))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder}  # all that `read` needs in a worker process
+
+
+def _scan(folder: Path, rejects: list[Reject]) -> list[str]:
+    """Relative paths of the usable image files, sorted; what is refused goes to `rejects`."""
+    files = []
+    for file in _walk(folder, rejects):
+        if reason := _refusal(folder, file):
+            rejects.append(Reject(file, reason))
+        else:
+            files.append(file)
+    return files
+
+
+def _walk(folder: Path, rejects: list[Reject]) -> Iterator[str]:
+    """Relative paths of all files and of links to folders, sorted; hidden ones are skipped."""
+
+    def unreadable(error: OSError) -> None:
+        rejects.append(Reject(os.path.relpath(error.filename, folder), f"folder cannot be read ({error.strerror})"))
+
+    for current, subfolders, files in os.walk(folder, onerror=unreadable):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        links = [name for name in subfolders if os.path.islink(os.path.join(current, name))]
+        inside = os.path.relpath(current, folder)
+        for name in sorted(links + [name for name in files if not name.startswith(".")]):
+            yield name if inside == "." else f"{inside}/{name}"
+
+
+def _refusal(folder: Path, file: str) -> str | None:
+    """Why this file cannot be a sample, judged without opening it; None: it can."""
+    path = os.path.join(folder, file)
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(folder):
+        return "link out of the folder"
+    if os.path.isdir(path):
+        return "link to a folder"
+    if os.path.splitext(file)[1].lower() not in EXTENSIONS:
+        return NOT_AN_IMAGE_FILE
+    return None if os.path.isfile(path) else "not a regular file"
+
+
+def _arrange(files: list[str], rejects: list[Reject]) -> tuple[list[Record], str]:
+    """The samples with what their folders say of them, and the layout's name."""
+    tops: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        tops[file.split("/")[0] if "/" in file else ""].append(file)
+    if {"trainA", "trainB"} <= tops.keys():
+        return _arrange_domains(tops, rejects)
+    if tops.keys() & {"trainA", "trainB"}:
+        raise ValueError(f"source has {min(tops.keys() & {'trainA', 'trainB'})}/ alone; expected {LAYOUTS}")
+    if {"train", "test"} <= tops.keys():
+        raise ValueError(f"source has train/ and test/, which would become classes; expected {LAYOUTS}")
+    loose = tops.pop("", [])
+    if len(tops) < 2:
+        return [Record(key, file) for key, file in zip(_keys(files), files, strict=True)], "flat folder"
+    rejects += [Reject(file, "image beside the class folders") for file in loose]
+    files = [file for top in tops.values() for file in top]
+    records = [
+        Record(key, file, label=printable(file.split("/")[0])) for key, file in zip(_keys(files), files, strict=True)
+    ]
+    return records, f"one folder a class, {len(tops)} classes"
+
+
+def _arrange_domains(tops: dict[str, list[str]], rejects: list[Reject]) -> tuple[list[Record], str]:
+    """Samples of unpaired domains. Without test folders the holdout decides the split."""
+    ignored = sorted(top for top in tops if top.startswith("val"))
+    for top in tops.keys() - DOMAIN_FOLDERS.keys() - set(ignored):
+        rejects += [Reject(file, "outside trainA, trainB, testA, testB") for file in tops[top]]
+    has_test = bool(tops.keys() & {"testA", "testB"})
+    files = [file for top in DOMAIN_FOLDERS if top in tops for file in tops[top]]
+    records = []
+    for key, file in zip(_keys(files), files, strict=True):
+        domain, split = DOMAIN_FOLDERS[file.split("/")[0]]
+        records.append(Record(key, file, domain=domain, split=split if has_test else None))
+    found = "/".join(top for top in DOMAIN_FOLDERS if top in tops)
+    return records, f"domains {found}" + (f" (ignored: {', '.join(ignored)})" if ignored else "")
+
+
+def _keys(files: list[str]) -> list[str]:
+    """Unique names of [A-Za-z0-9_/-]: the path without its extension, with a hash where that is not enough."""
+    stems = [os.path.splitext(file)[0] for file in files]
+    plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", stem)[:MAX_KEY] for stem in stems]
+    count = Counter(plain)
+
+    def key(file: str, stem: str, name: str) -> str:
+        # A name that already looks hashed gets a hash too, so no file can take another's key.
+        if name == stem and count[name] == 1 and not re.search(r"-x[0-9a-f]{12}$", name):
+            return name
+        return f"{name}-x{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
+
+    return [key(*each) for each in zip(files, stems, plain, strict=True)]
+
+
+def printable(name: str) -> str:
+    """`name` as valid Unicode: file names may hold any bytes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
