@@ -179,7 +179,7 @@ def validated(schema: type[T], values: Any, where: str) -> T:
         if first["type"] == "extra_forbidden":
             fields = _fields_at(schema, first["loc"][:-1])
             raise ConfigError(
-                f"{path}: unknown key{nearest(first['loc'][-1], fields)}; choices: {_list(fields)}"
+                f"{path}: unknown key{nearest(str(first['loc'][-1]), fields)}; choices: {_list(fields)}"
             ) from None
         if first["type"] == "missing":
             raise ConfigError(f"{path} is missing") from None

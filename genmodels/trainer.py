@@ -103,7 +103,8 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> None:
         """All phases of one step on this rank's share of the global batch."""
-        progress, scratch = self.progress(), {}
+        progress = self.progress()
+        scratch: dict[str, Any] = {}
         active = [phase for phase in self.model.phases if _runs(phase, progress)]
         self.model.train()
         for phase in active:
@@ -165,7 +166,7 @@ class Trainer:
         distributed.average([*gradients, check, *self._shared_buffers(phase)])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         optimizer = self.optimizers[phase.name]
-        optimizer.found_inf = (~torch.isfinite(norm + check)).float()  # Adam skips the update where this is 1
+        vars(optimizer)["found_inf"] = (~torch.isfinite(norm + check)).float()  # Adam skips the update where this is 1
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.model.lr_scale(phase, progress)
         for name, value in {**losses, **stats, "gradient_norm": norm}.items():
@@ -197,8 +198,9 @@ class Trainer:
 
     def _after_step(self) -> None:
         config, done = self.config, self.num_images >= self.total_images
+        stage_done = self.num_images >= self._stage_start(self.stage_index + 1)
         save = done or self._crossed(config.checkpoint_every)
-        snapshot = done or self._crossed(config.snapshot_every)
+        snapshot = stage_done or self._crossed(config.snapshot_every)
         if save or snapshot or self._crossed(config.log_every):
             self._log()  # before a checkpoint too, so that a resumed training logs the same intervals
         if snapshot:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from genmodels.augment import diff_augment
-from genmodels.convnets import Decoder, Encoder, init_dcgan
+from genmodels.convnets import Decoder, Encoder, Norm, init_dcgan
 from genmodels.data.fields import DataSpec
 from genmodels.losses import (
     AdversarialLoss,
@@ -87,7 +87,7 @@ class DCGAN(GenerativeModel):
             Phase("discriminator", ("discriminator",)),
             Phase("generator", ("generator",), every=config.discriminator_steps),
         )
-        norm = "batch" if config.discriminator_norm == "batch" else "none"
+        norm: Norm = "batch" if config.discriminator_norm == "batch" else "none"
         self.generator = Generator(config.latent_dim, data.channels, data.image_size, config.width)
         self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1, norm)
         self.apply(init_dcgan)

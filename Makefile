@@ -1,0 +1,42 @@
+# The two commands that matter: `make repro` and `make test`. Each sets up what is missing.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup repro test test-all lint ui clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+repro: setup            ## prepare, train, evaluate, register and report every model of params.yaml
+	$(BIN)/dvc repro
+	@echo
+	@echo "report:       data/report/index.html"
+	@echo "MLflow:       make ui"
+	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
+
+test: setup             ## the short tests of every kind
+	$(BIN)/python -m pytest
+
+test-all: setup         ## the long ones too; GPU tests only where there is a GPU
+	$(BIN)/python -m pytest -m "slow or cluster or chaos or gpu or not slow"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that compares runs
+	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow server \
+		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts \
+		--host 127.0.0.1 --port 5000
+
+clean:                  ## everything but the source images
+	rm -rf .venv data/runs data/shards data/models data/evaluations data/versions data/report mlflow.db mlartifacts

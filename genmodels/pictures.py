@@ -1,0 +1,46 @@
+"""Tensors to pictures: 8-bit pixels, grids, PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C]; values outside are clipped."""
+    scaled = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def grid(images: Tensor, columns: int | None = None, min_side: int = 1) -> Image.Image:
+    """One picture of [N, C, H, W], row by row with a white pixel between; small tiles enlarged to `min_side`."""
+    num, _, height, width = images.shape
+    columns = columns or max(1, int(num**0.5))
+    scale = max(1, -(-min_side // height))
+    images = F.interpolate(images.float().cpu(), scale_factor=scale, mode="nearest")
+    tiles = to_uint8(F.pad(images, [0, 1, 0, 1], value=1.0))
+    rows = -(-num // columns)
+    sheet = np.full((rows * (height * scale + 1), columns * (width * scale + 1), tiles.shape[3]), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = i // columns * tile.shape[0], i % columns * tile.shape[1]
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return as_image(sheet)
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Uint8 [H, W, C], C 1 or 3, as a Pillow image."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_each(images: Tensor, folder: Path) -> list[Path]:
+    """Writes [N, C, H, W] as 00000.png, 00001.png … and returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:05d}.png" for i in range(len(images))]
+    for path, pixels in zip(paths, to_uint8(images), strict=True):
+        as_image(pixels).save(path)
+    return paths

@@ -1,0 +1,109 @@
+"""The only place that knows Ray: runs workers on a local or a given cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from genmodels.config import ComputeConfig
+from pipelines.project import UserError
+from pipelines.run import Run
+
+RAY_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> None:
+    """Trains `run` to its end on `compute.num_workers` workers, 0: in this process.
+
+    UserError when workers were lost more often than `compute.max_failures`.
+    """
+    from pipelines import worker
+
+    if compute.num_workers == 0:
+        worker.train(str(run.folder), attempt, str(extractor), _local_device(compute))
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    _connect(ray)
+    use_gpu = _use_gpu(compute, ray)
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"folder": str(run.folder), "attempt": attempt, "extractor": str(extractor)},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=compute.num_workers, use_gpu=use_gpu, resources_per_worker=_resources(compute, use_gpu, ray)
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{int(time.time())}",
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
+
+
+def _worker_loop(config: dict[str, Any]) -> None:
+    import ray.train.torch
+
+    from pipelines import worker
+
+    worker.train(config["folder"], config["attempt"], config["extractor"], ray.train.torch.get_device())
+
+
+def _connect(ray: Any) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine that ends with this process."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    handler = signal.getsignal(signal.SIGTERM)
+    local = {} if address else {"include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level="error", **local)  # workers speak through events
+    signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process before the run is marked
+
+
+def _use_gpu(compute: ComputeConfig, ray: Any) -> bool:
+    if compute.use_gpu != "auto":
+        return compute.use_gpu
+    return ray.cluster_resources().get("GPU", 0) >= compute.num_workers
+
+
+def _resources(compute: ComputeConfig, use_gpu: bool, ray: Any) -> dict[str, float]:
+    """What a worker asks for; UserError when the cluster cannot hold them all, which would wait for ever."""
+    total = ray.cluster_resources()
+    cpus = compute.cpus_per_worker or max(1, total.get("CPU", 1) // compute.num_workers)
+    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    for kind, amount in resources.items():
+        if amount * compute.num_workers > total.get(kind, 0):
+            raise UserError(
+                f"{compute.num_workers} workers of {amount:g} {kind} need {amount * compute.num_workers:g},"
+                f" the cluster has {total.get(kind, 0):g}: lower compute.num_workers or compute.cpus_per_worker"
+            )
+    return resources
+
+
+def _local_device(compute: ComputeConfig) -> str:
+    import torch
+
+    wanted = torch.cuda.is_available() if compute.use_gpu == "auto" else compute.use_gpu
+    return "cuda" if wanted else "cpu"
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of the deepest cause that is worth reading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

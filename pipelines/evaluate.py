@@ -1,0 +1,130 @@
+"""Scores a sampling folder or a registered model on held-out images, with the model's own proofs.
+
+python pipelines/evaluate.py --model progan@champion --out DIR
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.project import Overrides, UserError, command, extractor_path, params, shards
+
+if TYPE_CHECKING:
+    from genmodels.config import Params
+    from genmodels.export import Sampler
+
+NUM_PROOF_IMAGES = 4096  # training images that proofs look at
+
+
+@command
+def main(
+    model: Annotated[str, typer.Option(help="a sampling folder, NAME@ALIAS, NAME/VERSION, or an MLflow run id")],
+    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and scores.json")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Computes every score by the protocol of params.yaml, beside real against real, and the model's proofs."""
+    from genmodels import export
+    from genmodels.files import write_json
+    from pipelines import tracking
+
+    folder = tracking.find(model)
+    result = evaluate(params(overrides), folder, export.load(folder))
+    show(result)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "evaluation.json", result)
+        write_json(out / "scores.json", summary(result))
+    if run_id := _run_id(folder):
+        tracking.log_scores(run_id, summary(result), result, result["num_images"])
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints scores and proofs."""
+    print(f"{'score':>14} {'samples':>10} {'real':>10}")
+    for name, value in result["scores"].items():
+        print(f"{name:>14} {value:10.4g} {result['real_vs_real'].get(name, math.nan):10.4g}")
+    for proof in result["proofs"]:
+        shown = "shown" if proof["holds"] else "NOT shown"
+        print(f"{shown}: {proof['claim']}: {proof['measured']:.4g} against {proof['baseline']:.4g} {proof['unit']}")
+
+
+def summary(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers that runs are compared by."""
+    proofs = result["proofs"]
+    return {**result["scores"], "proofs_shown": sum(proof["holds"] for proof in proofs), "proofs": len(proofs)}
+
+
+def evaluate(everything: Params, folder: Path, sampler: Sampler) -> dict[str, Any]:
+    """Scores, their protocol and scale, and proofs, as plain values."""
+    from dataclasses import asdict
+
+    import torch
+
+    from genmodels.data.fields import DataSpec
+    from genmodels.data.shards import ShardReader, open_shards
+    from genmodels.metrics.evaluate import reference_scores
+    from genmodels.metrics.features import extract
+    from genmodels.metrics.judge import Judge, ensure_extractor, read_images
+    from genmodels.model import ProofContext
+
+    info = sampler.info
+    spec, config = DataSpec.from_json(info["data"]), everything.run(info["model"])
+    path = shards(spec.name)
+    if open_shards(path).spec.digest != spec.digest:
+        raise UserError(f"{path} holds other data than {info['model']} was trained on (digest {spec.digest[:12]})")
+    extractor_file = extractor_path(everything.compute, spec, config.evaluation)
+    extractor = ensure_extractor(extractor_file, path, spec, config.evaluation)
+    judge = Judge(path, spec, config, extractor_file)
+    size = sampler.progress.stage.image_size
+    scores, test_images = judge.score(sampler), judge.reals(size)
+    train = ShardReader(path, "train", size, config.train.domain)
+    test = ShardReader(path, "test" if spec.num_test else "train", size, config.train.domain)
+    context = ProofContext(
+        train_images=read_images(train, NUM_PROOF_IMAGES),
+        test_images=test_images,
+        train_labels=torch.from_numpy(train.labels[:NUM_PROOF_IMAGES]).long() if spec.classes else None,
+        test_labels=torch.from_numpy(test.labels[: len(test_images)]).long() if spec.classes else None,
+        samples=sampler.sample(len(test_images), config.evaluation.seed + 1),
+        features=lambda images: extract(extractor, images),
+        scores=scores,
+        history=read_history(folder.parent / "scores.csv"),
+    )
+    return {
+        "model": info["model"],
+        "sha256": info["sha256"],
+        "num_images": sampler.progress.num_images,
+        "scores": scores,
+        "real_vs_real": reference_scores(judge.reals(size), extractor),
+        "protocol": judge.protocol(size).to_json(),
+        "proofs": [asdict(proof) for proof in sampler.model.proofs(context)],
+    }
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The snapshots of a training, from the table beside its export; empty without it."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: _number(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _run_id(folder: Path) -> str | None:
+    run_file = folder.parent / "run.json"
+    return json.loads(run_file.read_text()).get("mlflow_run_id") if run_file.is_file() else None
+
+
+if __name__ == "__main__":
+    typer.run(main)

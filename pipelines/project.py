@@ -1,0 +1,81 @@
+"""Where the project is, and what all commands share: options and one-line errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from genmodels.config import ComputeConfig, EvaluationConfig
+    from genmodels.data.fields import DataSpec
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override any parameter, as in models.vae.train.num_images=5000"),
+]
+
+
+def root() -> Path:
+    """The project's folder: $GENMODELS_ROOT, else the working directory if it has params.yaml, else the installed one.
+
+    `ray submit` copies a script alone to the home folder, so a command must not rely on its own place.
+    """
+    if "GENMODELS_ROOT" in os.environ:
+        return Path(os.environ["GENMODELS_ROOT"]).resolve()
+    here = Path.cwd()
+    return here if (here / "params.yaml").is_file() else Path(__file__).resolve().parents[1]
+
+
+def store_root() -> Path:
+    """Where runs and the tracking store live: the project, also from a temporary copy of it that DVC made."""
+    parts = root().parts
+    for i in range(len(parts) - 2):
+        if parts[i : i + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:i])
+    return root()
+
+
+def params(overrides: Iterable[str] | None = None) -> Any:
+    """The validated params.yaml with overrides applied."""
+    from genmodels.config import load_params
+
+    return load_params(root() / "params.yaml", overrides or ())
+
+
+def shards(dataset: str) -> Path:
+    """The folder of a prepared data set."""
+    return root() / "data" / "shards" / dataset
+
+
+def storage(compute: ComputeConfig) -> Path:
+    """Where runs live: `compute.storage_path`, relative to the project."""
+    return (store_root() / compute.storage_path).absolute()
+
+
+def extractor_path(compute: ComputeConfig, spec: DataSpec, evaluation: EvaluationConfig) -> Path:
+    """The file of a data set's feature network."""
+    return storage(compute) / "extractors" / f"{spec.digest[:16]}-{evaluation.extractor_images}.safetensors"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Shows what a user can get wrong as one line on stderr, with exit code 2; our own faults keep their traceback."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, UserError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return wrapper
+
+
+class UserError(Exception):
+    """Something outside the program has to change; the message is one line that says what."""

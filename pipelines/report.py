@@ -1,0 +1,106 @@
+"""One table of what the pipeline trained: scores beside real against real, proofs, pictures.
+
+python pipelines/report.py            # writes data/report/index.html and prints the table
+python pipelines/report.py --check    # exit code 1 names the systems whose proof is not shown
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.project import UserError, command, root
+
+SCORES = ("swd", "fid", "kid", "ms_ssim", "precision", "recall")
+
+
+@command
+def main(
+    out: Annotated[Path | None, typer.Option(help="folder; default: data/report")] = None,
+    check: Annotated[bool, typer.Option("--check", help="exit code 1 if a proof is not shown")] = False,
+) -> None:
+    """Reads what train.py and evaluate.py left in data/ and shows it."""
+    files = sorted((root() / "data/evaluations").glob("*/evaluation.json"))
+    results = {file.parent.name: json.loads(file.read_text()) for file in files}
+    if not results:
+        raise UserError(f"{root() / 'data/evaluations'} has no scores yet; `dvc repro` or evaluate.py makes them")
+    out = out or root() / "data/report"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "index.html").write_text(page(results), encoding="utf-8")
+    show(results)
+    print(f"\nreport with pictures: {out / 'index.html'}")
+    missing = sorted(
+        {name for name, result in results.items() if not all(proof["holds"] for proof in result["proofs"])}
+    )
+    if check and missing:
+        raise SystemExit(f"not shown: {', '.join(missing)}")
+
+
+def show(results: dict[str, Any]) -> None:
+    """The proofs as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "what it must show", "measured", "baseline", "shown")
+    for name, result in results.items():
+        for proof in result["proofs"]:
+            table.add_row(name, *_cells(proof))
+    Console().print(table)
+
+
+def page(results: dict[str, Any]) -> str:
+    """One self-contained HTML page."""
+    sections = "".join(_section(name, result) for name, result in results.items())
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(proof))}</tr>"
+        for name, result in results.items()
+        for proof in result["proofs"]
+    )
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title>
+<style>body{{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+table{{border-collapse:collapse;margin:1rem 0}}td,th{{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}}
+img{{max-width:100%;image-rendering:pixelated}}</style>
+<h1>What was trained</h1>
+<table><tr><th>system<th>what it must show<th>measured<th>baseline<th>shown</tr>{rows}</table>{sections}</html>
+"""
+
+
+def _section(name: str, result: dict[str, Any]) -> str:
+    real = result["real_vs_real"]
+    scores = "".join(
+        f"<tr><td>{score}<td>{result['scores'][score]:.4g}<td>{real.get(score, math.nan):.4g}</tr>"
+        for score in SCORES
+        if score in result["scores"]
+    )
+    picture = root() / "data/models" / name / "samples.png"
+    image = f'<img alt="samples of {name}" src="data:image/png;base64,{_base64(picture)}">' if picture.is_file() else ""
+    protocol = result["protocol"]
+    return f"""<h2>{html.escape(name)}</h2>{image}
+<table><tr><th>score<th>samples<th>real against real</tr>{scores}</table>
+<p>{protocol["num_images"]} images of {protocol["image_size"]} px, split {protocol["split"]},
+data {protocol["data_digest"][:12]},
+feature network {protocol["extractor_sha256"][:12]} ({protocol["extractor_task"]}).</p>"""
+
+
+def _cells(proof: dict[str, Any]) -> list[str]:
+    unit = f" {proof['unit']}" if proof["unit"] else ""
+    return [
+        proof["claim"],
+        f"{proof['measured']:.4g}{unit}",
+        f"{proof['baseline']:.4g}{unit}",
+        "yes" if proof["holds"] else "NO",
+    ]
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,219 @@
+"""Trains a model with Ray, tracks it in MLflow and registers the result.
+
+    python pipelines/train.py --model progan
+    ray submit cluster.yaml pipelines/train.py --model progan
+
+The same command goes on with a training that was interrupted; it may be killed at any point.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.project import Overrides, UserError, command, extractor_path, params, shards, storage
+
+if TYPE_CHECKING:
+    from genmodels.config import ComputeConfig, Params, RunConfig
+    from genmodels.data.fields import DataSpec
+    from genmodels.model import Stage
+    from pipelines.run import Event, Run
+
+
+@command
+def main(
+    model: Annotated[str, typer.Option(help="a registered model, such as progan")],
+    recipe: Annotated[str | None, typer.Option(help="a name under recipes.MODEL in params.yaml")] = None,
+    overrides: Overrides = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: in this process")] = None,
+    out: Annotated[Path | None, typer.Option(help="also put export, curves and pictures into this folder")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved configuration")] = False,
+) -> None:
+    """Trains MODEL as params.yaml says, from its last checkpoint if there is one."""
+    if num_workers is not None:
+        overrides = [*(overrides or []), f"compute.num_workers={num_workers}"]
+    everything = params(overrides)
+    config = everything.run(model, recipe)
+    if print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.to_json(), sort_keys=False), end="")
+        return
+    spec = prepared(everything, config)
+    stages = preflight(config, spec, everything.compute)
+    if dry_run:
+        print_plan(config, spec, stages)
+        return
+    train(config, spec, stages, everything.compute, out)
+
+
+def prepared(everything: Params, config: RunConfig) -> DataSpec:
+    """The data set's description; shards that are not there yet are made."""
+    from genmodels.data.shards import open_shards
+    from pipelines.prepare import prepare
+
+    if not (shards(config.dataset) / "dataset.json").is_file():
+        prepare(everything, config.dataset)
+    return open_shards(shards(config.dataset)).spec
+
+
+def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> tuple[Stage, ...]:
+    """All that can be wrong is found here, in seconds, before Ray starts; returns the stages."""
+    import torch
+
+    from genmodels.trainer import check_stages
+    from pipelines.worker import build_model
+
+    where, size, domain = f"models.{config.model}.train", config.train.image_size, config.train.domain
+    if size and size not in spec.sizes:
+        raise ValueError(f"{where}.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
+    if domain and domain not in spec.domains:
+        raise ValueError(f"{where}.domain {domain!r}: {spec.name} has domains {_words(spec.domains)}")
+    with torch.device("meta"):
+        model = build_model(config, spec)
+    for key in model.batch_keys:
+        if key not in spec.keys:
+            raise ValueError(f"{config.model} needs {key!r}, data set {spec.name} offers {_words(spec.keys)}")
+    stages = model.stages(config.train.num_images, config.train.batch_size)
+    check_stages(stages, compute.num_workers)
+    for stage in stages:
+        if stage.image_size not in spec.sizes:
+            raise ValueError(
+                f"stage {stage.name!r} needs {stage.image_size} px, {spec.name} has sizes {_words(spec.sizes)}"
+                " (datasets.NAME.pyramid: true writes the smaller ones)"
+            )
+    return stages
+
+
+def print_plan(config: RunConfig, spec: DataSpec, stages: tuple[Stage, ...]) -> None:
+    """What a training would do."""
+    import torch
+
+    from pipelines.worker import build_model
+
+    with torch.device("meta"):
+        model = build_model(config, spec)
+    print(f"{config.model} on {config.dataset} ({spec.num_train:,} images), {config.train.num_images:,} images shown")
+    for name, net in model.named_children():
+        print(f"  {name}: {sum(parameter.numel() for parameter in net.parameters()):,} parameters")
+    for stage in stages:
+        print(f"  stage {stage.name}: {stage.num_images:,} images of {stage.image_size} px, batch {stage.batch_size}")
+
+
+def train(
+    config: RunConfig, spec: DataSpec, stages: tuple[Stage, ...], compute: ComputeConfig, out: Path | None
+) -> None:
+    """Runs the training to its end: workers, tracking, export, registration."""
+    from genmodels.metrics.judge import ensure_extractor
+    from pipelines import cluster
+    from pipelines.console import Console
+    from pipelines.run import open_run, owned
+    from pipelines.tracking import Tracker, git_tags
+
+    run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with owned(run) as attempt:
+        run.update(status="running", data=spec.to_json())
+        extractor = extractor_path(compute, spec, config.evaluation)
+        ensure_extractor(extractor, shards(config.dataset), spec, config.evaluation)
+        tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
+        described = {**config.to_json(), "compute": compute.model_dump(), "num_train": spec.num_train}
+        print(f"run {run.name} in {run.folder}", flush=True)
+        tracker = Tracker(run, described, tags)
+        with tracker, Console(run, stages):
+            cluster.train(run, attempt, extractor, compute)
+            failed = [event for event in run.events() if event["type"] == "failed"]
+            if failed:
+                tracker.close("FAILED")
+                run.update(status="failed")
+                raise UserError(failed[-1]["reason"])
+        summary = finish(run, tracker)
+        if out:
+            publish(run, summary, out)
+        run.update(status="finished")
+
+
+def finish(run: Run, tracker: Any) -> Event:
+    """Registers the best weights, and says what came out."""
+    from genmodels import export
+    from genmodels.metrics.evaluate import Protocol
+    from pipelines import tracking
+
+    events = run.events()
+    final = next(event for event in reversed(events) if event["type"] == "finished")
+    summary: Event = {"run": run.name, "weights_sha256": final["weights"], "images": final["num_images"]}
+    best = run.folder / "best"
+    if not best.is_dir():
+        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
+    shown = export.read_config(best)["progress"]["num_images"]
+    snapshot = next(e for e in reversed(events) if e["type"] == "snapshot" and e["num_images"] == shown)
+    rates = [event["values"]["images_per_second"] for event in events if event["type"] == "log"]
+    summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
+    protocol = Protocol(**snapshot["protocol"]).digest
+    summary |= {"protocol": protocol}
+    if not tracker.behind:
+        run_id = run.info["mlflow_run_id"]
+        tags = {"run": run.name, "data_digest": run.info["data_digest"], **tracking.git_tags()}
+        version, champion = tracking.register(best, run_id, snapshot["score"], protocol, tags)
+        summary |= {"mlflow_run_id": run_id, "version": version}
+        print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
+        print(f"  sample it: python pipelines/sample.py --model {run.config.model}/{version} --num 64 --out grid.png")
+    else:
+        print(f"warning: MLflow is away ({tracker.error}); the run's events wait in {run.events_file}", file=sys.stderr)
+    return summary
+
+
+def publish(run: Run, summary: Event, out: Path) -> None:
+    """Puts what people and DVC look at into `out`: export, samples, curves as tables, summary."""
+    from genmodels.files import replace_folder
+
+    def write(folder: Path) -> None:
+        shutil.copytree(run.folder / "best", folder / "export")
+        events = run.events()
+        snapshots = [event for event in events if event["type"] == "snapshot"]
+        shutil.copy(run.folder / snapshots[-1]["picture"], folder / "samples.png")
+        (folder / "metrics.json").write_text(
+            json.dumps({"score": summary["score"], "images_per_second": round(summary["images_per_second"], 1)})
+        )
+        (folder / "run.json").write_text(json.dumps(summary, indent=1))
+        _write_csv(folder / "scores.csv", [{"num_images": e["num_images"], **e["scores"]} for e in snapshots])
+        logs = [event for event in events if event["type"] == "log"]
+        rows = [
+            {"num_images": event["num_images"], "term": name, "value": value}
+            for event in logs
+            for name, value in event["values"].items()
+            if isinstance(value, float)
+        ]
+        _write_csv(folder / "curves.csv", rows)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(out.absolute(), write)
+
+
+def _write_csv(path: Path, rows: list[Event]) -> None:
+    import csv
+
+    with path.open("w", newline="") as file:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _words(values: Any) -> str:
+    return ", ".join(str(value) for value in values) or "none"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,127 @@
+"""What every training worker runs, under Ray or not: a Trainer whose hooks write into the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from pathlib import Path
+
+import torch
+
+from genmodels import checkpoint, distributed, export, pictures
+from genmodels.config import RunConfig
+from genmodels.data.fields import DataSpec
+from genmodels.data.loader import Loader
+from genmodels.metrics.judge import Judge
+from genmodels.model import GenerativeModel, Progress, Stage, model_class
+from genmodels.trainer import Hooks, NonFiniteError, Trainer
+from pipelines.run import EventLog, Run
+
+NUM_GRID = 64  # images of a sample grid, always of the same latents
+
+
+def build_model(config: RunConfig, spec: DataSpec) -> GenerativeModel:
+    """The model with its seeded initial weights, for the image size that the training asks for."""
+    spec = dataclasses.replace(spec, image_size=config.train.image_size or spec.image_size)
+    torch.manual_seed(config.train.seed)
+    return model_class(config.model)(config.settings, spec)
+
+
+def train(folder: str, attempt: str, extractor: str, device: torch.device | str) -> None:
+    """Trains the run in `folder` from its latest checkpoint to the end; returns on every rank at the same step."""
+    run = Run(Path(folder))
+    config, shards = run.config, Path(run.info["shards"])
+    spec = DataSpec.from_json(run.info["data"])
+    rank, world_size = distributed.world()
+    model = build_model(config, spec)
+
+    def open_loader(stage: Stage, num_images: int) -> Loader:
+        return Loader(
+            shards,
+            model.batch_keys,
+            stage.image_size,
+            stage.batch_size,
+            seed=config.train.seed,
+            start=num_images,
+            rank=rank,
+            world_size=world_size,
+            mirror=config.train.mirror,
+            domain=config.train.domain,
+            pin_memory=torch.device(device).type == "cuda",
+        )
+
+    log = EventLog(run, attempt) if rank == 0 else None
+    hooks = _hooks(run, log, Judge(shards, spec, config, Path(extractor), device)) if log else Hooks()
+    trainer = Trainer(model, config.train, open_loader, hooks, device)
+    with warnings.catch_warnings(record=True) as damaged:
+        state = checkpoint.load_latest(run.folder / "checkpoints", trainer.device)
+    if state:
+        trainer.load_state(state)
+    if log:
+        notes = [str(warning.message) for warning in damaged]
+        log.add("started", trainer.num_images, workers=world_size, device=str(trainer.device), notes=notes)
+    try:
+        trainer.run()
+    except NonFiniteError as error:  # would fail again the same way, so no reason for Ray to restart it
+        if log:
+            log.add("failed", trainer.num_images, reason=str(error))
+        return
+    if log:
+        log.add("finished", trainer.num_images, weights=weights_digest(trainer))
+
+
+def weights_digest(trainer: Trainer) -> str:
+    """Sha256 over the live and the averaged weights: equal only for bit-equal trainings."""
+    digest = hashlib.sha256()
+    for model in (trainer.model, trainer.ema):
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hooks(run: Run, log: EventLog, judge: Judge) -> Hooks:
+    config = run.config
+
+    def save(num_images: int, state: dict) -> None:
+        log.check_attempt()
+        checkpoint.save(run.folder / "checkpoints", num_images, state, config.train.keep_checkpoints)
+
+    def snapshot(model: GenerativeModel, progress: Progress) -> None:
+        sampler = export.Sampler(model, progress, {}, judge.device)
+        picture = run.folder / "samples" / f"{progress.num_images:012d}.png"
+        picture.parent.mkdir(exist_ok=True)
+        pictures.grid(sampler.sample(NUM_GRID), min_side=32).save(picture)
+        scores = judge.score(sampler)
+        final_size = progress.stage.image_size == model.data.image_size and progress.num_images > 0
+        score = scores[model.metric.name]
+        best = _best_before(run, model, progress.num_images)
+        info = {"run": run.name, "images shown": progress.num_images, f"score ({model.metric.name})": score}
+        export.save(run.folder / "last", model, progress, info)
+        if final_size and model.metric.better(score, best):
+            export.save(run.folder / "best", model, progress, info)
+        log.add(
+            "snapshot",
+            progress.num_images,
+            stage=progress.stage.name,
+            scores=scores,
+            score=score,
+            protocol=judge.protocol(progress.stage.image_size).to_json(),
+            picture=str(picture.relative_to(run.folder)),
+            ranked=final_size,
+        )
+
+    return Hooks(log=lambda row: _log(log, row), save=save, snapshot=snapshot)
+
+
+def _log(log: EventLog, row: dict) -> None:
+    log.add("log", row["num_images"], values={key: value for key, value in row.items() if key != "num_images"})
+
+
+def _best_before(run: Run, model: GenerativeModel, num_images: int) -> float | None:
+    """The best ranked score of earlier snapshots."""
+    best = None
+    for event in run.events():
+        if event["type"] == "snapshot" and event["ranked"] and event["num_images"] < num_images:
+            best = event["score"] if model.metric.better(event["score"], best) else best
+    return best
