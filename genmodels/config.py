@@ -145,6 +145,9 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     params = validated(Params, raw, "")
     for name in params.models:
         params.run(name)  # a wrong key anywhere is found before anything starts
+    for name, recipes in params.recipes.items():
+        for recipe in recipes:
+            params.run(name, recipe)
     return params
 
 
@@ -160,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections (key: value), found {type(values).__name__}")
@@ -211,7 +214,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: expected key=value, as in models.vae.train.num_images=1000")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}") from None
     section = raw
     for part in parts[:-1]:
@@ -222,7 +225,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _choose(choices: Mapping[str, V], name: str, what: str) -> V:
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:  # YAML may hold a list here
         raise ConfigError(f"unknown {what} {name!r}{nearest(name, choices)}; choices: {_list(choices)}")
     return choices[name]
 

@@ -26,7 +26,7 @@ Batch = dict[str, Tensor]
 class Strict(BaseModel):
     """Base of every configuration section: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptimizerConfig(Strict):

@@ -163,7 +163,7 @@ class Trainer:
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         check = total.detach()
-        distributed.average([*gradients, check, *self._shared_buffers(phase)])
+        distributed.average([*gradients, check, *self._shared_buffers()])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         optimizer = self.optimizers[phase.name]
         vars(optimizer)["found_inf"] = (~torch.isfinite(norm + check)).float()  # Adam skips the update where this is 1
@@ -263,13 +263,12 @@ class Trainer:
         """Whether the last step passed a multiple of `every` images."""
         return self.num_images // every > (self.num_images - self.stages[self.stage_index].batch_size) // every
 
-    def _shared_buffers(self, phase: Phase) -> Iterator[Tensor]:
-        """Floating buffers (batch statistics) of a phase's networks, which all ranks keep in common."""
+    def _shared_buffers(self) -> Iterator[Tensor]:
+        """Floating buffers (batch statistics), which all ranks keep in common; a phase may pass through any network."""
         if self.world_size > 1:
-            for net in phase.nets:
-                for name, buffer in getattr(self.model, net).named_buffers():
-                    if buffer.is_floating_point() and not self._is_rank_buffer(f"{net}.{name}"):
-                        yield buffer
+            for name, buffer in self.model.named_buffers():
+                if buffer.is_floating_point() and not self._is_rank_buffer(name):
+                    yield buffer
 
     def _is_rank_buffer(self, name: str) -> bool:
         return bool(self.model.rank_buffers) and name.startswith(self.model.rank_buffers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -84,8 +85,10 @@ class Tracker:
         if self._thread.is_alive():
             self._stop.set()
             self._thread.join(timeout)
+            if self._thread.is_alive():  # a store that neither answers nor refuses
+                self.error, self.behind = self.error or TimeoutError(f"no answer in {timeout:g} s"), True
             run_id = self.run.info["mlflow_run_id"]
-            if run_id and not self.behind and not self._thread.is_alive():
+            if run_id and not self.behind:
                 _mlflow().MlflowClient().set_terminated(run_id, status)
         return not self.behind
 
@@ -136,6 +139,7 @@ class Tracker:
             run_id = client.create_run(experiment_id(), run_name=self.run.name, tags=self.tags).info.run_id
             self.run.update(mlflow_run_id=run_id)
             _log_params(client, run_id, self.params)
+            _log_data(client, run_id, self.run.info)
         client.update_run(run_id, status="RUNNING")
         data = client.get_run(run_id).data
         steps = {metric.key: metric.step for metric in data._metric_objs}
@@ -288,6 +292,16 @@ def _log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
     flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
     for start in range(0, len(flat), 100):
         client.log_batch(run_id, params=flat[start : start + 100])
+
+
+def _log_data(client: Any, run_id: str, info: dict[str, Any]) -> None:
+    """The data set as the run's input: name, digest, where the shards are."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = info["data"]
+    source, profile = json.dumps({"shards": info["shards"]}), json.dumps(spec)
+    dataset = Dataset(spec["name"], spec["digest"][:36], "local", source, profile=profile)
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

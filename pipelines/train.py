@@ -12,6 +12,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,11 +48,11 @@ def main(
         print(yaml.safe_dump(config.to_json(), sort_keys=False), end="")
         return
     spec = prepared(everything, config)
-    stages = preflight(config, spec, everything.compute)
+    plan = preflight(config, spec, everything.compute)
     if dry_run:
-        print_plan(config, spec, stages)
+        show(plan)
         return
-    train(config, spec, stages, everything.compute, out)
+    train(config, spec, plan, everything.compute, out)
 
 
 def prepared(everything: Params, config: RunConfig) -> DataSpec:
@@ -64,8 +65,17 @@ def prepared(everything: Params, config: RunConfig) -> DataSpec:
     return open_shards(shards(config.dataset)).spec
 
 
-def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> tuple[Stage, ...]:
-    """All that can be wrong is found here, in seconds, before Ray starts; returns the stages."""
+@dataclass(frozen=True)
+class Plan:
+    """What a training will do."""
+
+    title: str
+    num_parameters: dict[str, int]  # by network
+    stages: tuple[Stage, ...]
+
+
+def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan:
+    """The plan; all that can be wrong with it is found here, in seconds, before Ray starts."""
     import torch
 
     from genmodels.trainer import check_stages
@@ -89,27 +99,21 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> tupl
                 f"stage {stage.name!r} needs {stage.image_size} px, {spec.name} has sizes {_words(spec.sizes)}"
                 " (datasets.NAME.pyramid: true writes the smaller ones)"
             )
-    return stages
+    title = f"{config.model} on {config.dataset} ({spec.num_train:,} images)"
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in model.named_children()}
+    return Plan(title, sizes, stages)
 
 
-def print_plan(config: RunConfig, spec: DataSpec, stages: tuple[Stage, ...]) -> None:
-    """What a training would do."""
-    import torch
-
-    from pipelines.worker import build_model
-
-    with torch.device("meta"):
-        model = build_model(config, spec)
-    print(f"{config.model} on {config.dataset} ({spec.num_train:,} images), {config.train.num_images:,} images shown")
-    for name, net in model.named_children():
-        print(f"  {name}: {sum(parameter.numel() for parameter in net.parameters()):,} parameters")
-    for stage in stages:
+def show(plan: Plan) -> None:
+    """Prints a plan."""
+    print(f"{plan.title}, {sum(stage.num_images for stage in plan.stages):,} images shown")
+    for name, number in plan.num_parameters.items():
+        print(f"  {name}: {number:,} parameters")
+    for stage in plan.stages:
         print(f"  stage {stage.name}: {stage.num_images:,} images of {stage.image_size} px, batch {stage.batch_size}")
 
 
-def train(
-    config: RunConfig, spec: DataSpec, stages: tuple[Stage, ...], compute: ComputeConfig, out: Path | None
-) -> None:
+def train(config: RunConfig, spec: DataSpec, plan: Plan, compute: ComputeConfig, out: Path | None) -> None:
     """Runs the training to its end: workers, tracking, export, registration."""
     from genmodels.metrics.judge import ensure_extractor
     from pipelines import cluster
@@ -124,10 +128,10 @@ def train(
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, shards(config.dataset), spec, config.evaluation)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
-        described = {**config.to_json(), "compute": compute.model_dump(), "num_train": spec.num_train}
+        described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
         print(f"run {run.name} in {run.folder}", flush=True)
         tracker = Tracker(run, described, tags)
-        with tracker, Console(run, stages):
+        with tracker, Console(run, plan.stages):
             cluster.train(run, attempt, extractor, compute)
             failed = [event for event in run.events() if event["type"] == "failed"]
             if failed:
@@ -183,7 +187,7 @@ def publish(run: Run, summary: Event, out: Path) -> None:
             json.dumps({"score": summary["score"], "images_per_second": round(summary["images_per_second"], 1)})
         )
         (folder / "run.json").write_text(json.dumps(summary, indent=1))
-        _write_csv(folder / "scores.csv", [{"num_images": e["num_images"], **e["scores"]} for e in snapshots])
+        _write_csv(folder / "scores.csv", [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots])
         logs = [event for event in events if event["type"] == "log"]
         rows = [
             {"num_images": event["num_images"], "term": name, "value": value}
