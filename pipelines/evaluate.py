@@ -67,7 +67,8 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> dict[str, An
     import torch
 
     from genmodels.data.fields import DataSpec
-    from genmodels.data.shards import ShardReader, open_shards
+    from genmodels.data.reader import ShardReader
+    from genmodels.data.shards import open_shards
     from genmodels.metrics.evaluate import reference_scores
     from genmodels.metrics.features import extract
     from genmodels.metrics.judge import Judge, ensure_extractor, read_images

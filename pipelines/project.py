@@ -73,6 +73,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, UserError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where this stopped", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapper
 

@@ -78,7 +78,8 @@ class Tracker:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close("KILLED" if exc[0] else "FINISHED")
+        interrupted = isinstance(exc[1], KeyboardInterrupt | SystemExit)
+        self.close("KILLED" if interrupted else "FAILED" if exc[1] else "FINISHED")
 
     def close(self, status: str, timeout: float = 60.0) -> bool:
         """Sends what is left and ends the MLflow run; False if the store could not be reached in time."""

@@ -124,7 +124,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, compute: ComputeConfig,
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, _interrupt)
     with owned(run) as attempt:
-        run.update(status="running", data=spec.to_json())
+        run.update(status="running", data=spec.to_json(), shards=str(shards(config.dataset)))
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, shards(config.dataset), spec, config.evaluation)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
@@ -187,7 +187,10 @@ def publish(run: Run, summary: Event, out: Path) -> None:
             json.dumps({"score": summary["score"], "images_per_second": round(summary["images_per_second"], 1)})
         )
         (folder / "run.json").write_text(json.dumps(summary, indent=1))
-        _write_csv(folder / "scores.csv", [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots])
+        _write_csv(
+            folder / "scores.csv",
+            [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots],
+        )
         logs = [event for event in events if event["type"] == "log"]
         rows = [
             {"num_images": event["num_images"], "term": name, "value": value}

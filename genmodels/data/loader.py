@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels.data.shards import ShardReader, open_shards
+from genmodels.data.reader import ShardReader
+from genmodels.data.shards import open_shards
 from genmodels.model import Batch, mix_seed
 from genmodels.text import nearest
 

@@ -10,27 +10,23 @@ import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data.fields import Box, DataSpec, Record
-from genmodels.data.images import Rejected, fit, fit_box, is_upscaled, load, pyramid, pyramid_sizes
+from genmodels.data.decode import Decoder, Sample, decode_all
+from genmodels.data.fields import DataSpec, Record
+from genmodels.data.images import is_upscaled, pyramid_sizes
 from genmodels.data.shards import (
     DATASET_FILE,
     FORMAT,
@@ -38,22 +34,16 @@ from genmodels.data.shards import (
     MANIFEST_FILE,
     REJECTS_FILE,
     Manifest,
-    Packed,
     ShardWriter,
     TableFile,
     data_digest,
     index_name,
     open_shards,
-    pack,
 )
 from genmodels.data.sources import NOT_AN_IMAGE_FILE, Reject, Source, open_source, printable
 from genmodels.files import sha256_file, write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
-
-IMAGES_PER_PROCESS = 4000  # fewer are not worth the start of another process (seconds)
-CHUNK = 32  # images a task
-CHUNK_BYTES = 8 << 20  # at most, of decoded images
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -75,18 +65,6 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 REJECTS_SCHEMA = pa.schema([("file", pa.string()), ("reason", pa.string())])
-
-
-class Sample(NamedTuple):
-    """A decoded record, ready for its shard."""
-
-    record: Record
-    parts: tuple[Box, ...]  # of the squared image
-    sha256: str
-    bytes: int
-    width: int
-    height: int
-    packed: dict[int, Packed]  # by size
 
 
 def prepare(
@@ -259,7 +237,7 @@ class _Preparation:
 
     def _samples(self, num_processes: int | None, progress: Progress | None) -> Iterator[tuple[str, Sample]]:
         """Every usable sample with its split; the others are noted as rejects."""
-        accepted = self._accepted(_decoded(self.decoder, self.records, num_processes), progress)
+        accepted = self._accepted(decode_all(self.decoder, self.records, num_processes), progress)
         for _, samples in groupby(accepted, key=lambda sample: sample.record.domain):
             yield from assign_splits(samples, self.config.holdout)
 
@@ -369,113 +347,3 @@ def _fraction(sample: Sample) -> float:
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> TableFile:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
     return TableFile(path.name, path.stat().st_size, sha256_file(path))
-
-
-# Decoding, in one process or several
-
-
-class Decoder:
-    """Record -> Sample, or the reason why not. Picklable; knows nothing of other records."""
-
-    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):
-        self.source, self.config, self.num_parts = source, config, num_parts
-        self.classes, self.attributes = tuple(sorted(source.classes)), tuple(source.attributes)
-
-    def __call__(self, record: Record) -> Sample | Reject:
-        """Reads, decodes and packs one record."""
-        try:
-            self._check(record)
-            return self._sample(record, self._read(record))
-        except Rejected as rejected:
-            return Reject(record.file, str(rejected))
-
-    def label(self, record: Record) -> int | None:
-        """The index of the record's class."""
-        return None if record.label is None else self.classes.index(record.label)
-
-    def _check(self, record: Record) -> None:
-        if self.classes and record.label is None:
-            raise Rejected("no label")
-        if set(record.attributes or ()) != set(self.attributes):
-            raise Rejected("attributes missing")
-        if len(record.parts) != self.num_parts:
-            raise Rejected(f"not {self.num_parts} parts")
-
-    def _read(self, record: Record) -> bytes | Image.Image:
-        try:
-            return self.source.read(record)
-        except OSError as error:
-            raise Rejected(f"cannot be read ({error.strerror})") from error
-
-    def _sample(self, record: Record, data: bytes | Image.Image) -> Sample:
-        image = load(data, self.config)
-        parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
-        pixels = fit(image, self.config)
-        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
-        content = data if isinstance(data, bytes) else image.tobytes()
-        return Sample(
-            record=record,
-            parts=parts,
-            sha256=hashlib.sha256(content).hexdigest(),
-            bytes=len(content),
-            width=image.width,
-            height=image.height,
-            packed=pack(record.key, levels, self.config.encoding, self._about(record, parts)),
-        )
-
-    def _about(self, record: Record, parts: tuple[Box, ...]) -> dict[str, Any]:
-        """What the sample's JSON says; only what there is."""
-        about = {
-            "label": self.label(record),
-            "class": record.label,
-            "attributes": record.attributes,
-            "captions": record.captions,
-            "parts": parts,
-            "domain": record.domain,
-        }
-        return {key: value for key, value in about.items() if value not in (None, ())}
-
-
-def _decoded(decoder: Decoder, records: list[Record], num_processes: int | None) -> Iterator[Sample | Reject]:
-    """Results in the order of the records. A bounded number of tasks is under way, so memory stays flat."""
-    num_processes = num_processes or min(len(os.sched_getaffinity(0)), 1 + len(records) // IMAGES_PER_PROCESS)
-    if num_processes == 1:
-        yield from map(decoder, records)
-        return
-    size = max(1, min(CHUNK, CHUNK_BYTES // (decoder.config.image_size**2 * decoder.config.channels)))
-    chunks = (records[start : start + size] for start in range(0, len(records), size))
-    # Not fork: the caller may run threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(decoder,))
-    pending: deque[Future[list[Sample | Reject]]] = deque()
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(_decode_chunk, chunk))
-            if len(pending) > 2 * num_processes:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker_decoder: Decoder | None = None  # in a worker process: what its tasks call
-
-
-def _start_worker(decoder: Decoder) -> None:
-    global _worker_decoder
-    _worker_decoder = decoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A killed parent leaves no orphans: its workers would wait for tasks for ever."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _decode_chunk(records: list[Record]) -> list[Sample | Reject]:
-    assert _worker_decoder is not None
-    return [_worker_decoder(record) for record in records]

@@ -14,17 +14,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 from genmodels.data.fields import Box, Record
+from genmodels.data.sprite_kinds import ANCHORS, CLASSES, SHAPES, Points, Shape, oval, poly, rect, wheel
 
 Style = Literal["colour", "line"]
 RGB = tuple[int, int, int]
-Points = list[complex]  # a closed outline, x + iy
 
 STYLES: dict[str, Style] = {"A": "colour", "B": "line"}  # by domain
 ATTRIBUTES = ("large", "striped", "hat", "night", "smiling")
@@ -60,137 +60,6 @@ FIXED: dict[str, RGB] = {
     "glow": (255, 250, 208),
 }
 UNLINED = ("ink", "eye")  # paints without an outline
-
-
-class Shape(NamedTuple):
-    """A filled outline; shapes that name the same part make up its box. Paint "" is there for its box only."""
-
-    paint: str
-    points: Points
-    part: str = ""
-
-
-class Anchors(NamedTuple):
-    """Where a kind wears what all kinds share. It stands on 0, is about 1 wide and high; imaginary is up."""
-
-    face: complex  # its middle
-    face_size: float
-    hat: complex  # the brim's middle
-
-
-def _oval(x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360, num: int = 28) -> Points:
-    """Ellipse around x + iy, or its arc from `start` to `stop`, degrees."""
-    angles = [math.radians(start + (stop - start) * i / (num - 1)) for i in range(num)]
-    return [complex(x + rx * math.cos(angle), y + ry * math.sin(angle)) for angle in angles]
-
-
-def _poly(*xy: float) -> Points:
-    return [complex(x, y) for x, y in zip(xy[::2], xy[1::2], strict=True)]
-
-
-def _rect(left: float, bottom: float, right: float, top: float) -> Points:
-    return _poly(left, bottom, right, bottom, right, top, left, top)
-
-
-def _wheel(centre: complex, radius: float, depth: float, lobes: int, sharp: bool = False) -> Points:
-    """Closed curve around `centre` with `lobes` lobes, the first on top: petals, or the tips of a star if `sharp`."""
-    num = lobes * 2 if sharp else lobes * 10
-    waves = [abs(math.cos(math.pi * lobes * i / num)) for i in range(num)]
-    return [centre + cmath.rect(radius + depth * waves[i], math.pi * (0.5 + 2 * i / num)) for i in range(num)]
-
-
-ANCHORS: dict[str, Anchors] = {
-    "cat": Anchors(face=0.6j, face_size=1.1, hat=0.82j),
-    "fish": Anchors(face=0.24 + 0.54j, face_size=1.05, hat=0.22 + 0.78j),
-    "bird": Anchors(face=0.12 + 0.68j, face_size=0.95, hat=0.08 + 0.88j),
-    "house": Anchors(face=-0.06 + 0.36j, face_size=1.05, hat=0.88j),
-    "tree": Anchors(face=0.36j, face_size=1.05, hat=0.85j),
-    "flower": Anchors(face=0.58j, face_size=0.9, hat=0.87j),
-    "car": Anchors(face=0.02 + 0.5j, face_size=1.1, hat=0.78j),
-    "robot": Anchors(face=0.65j, face_size=1.15, hat=0.84j),
-    "ghost": Anchors(face=0.6j, face_size=1.15, hat=0.87j),
-    "star": Anchors(face=0.48j, face_size=1.05, hat=0.86j),
-}
-CLASSES = tuple(ANCHORS)
-SHAPES: dict[str, tuple[Shape, ...]] = {  # back to front
-    "cat": (
-        Shape("body", _poly(0.1, 0.02, 0.4, 0.04, 0.5, 0.2, 0.5, 0.44, 0.38, 0.44, 0.36, 0.22, 0.1, 0.18), "tail"),
-        Shape("body", _oval(0, 0.26, 0.27, 0.26)),
-        Shape("body", _poly(-0.34, 0.6, -0.33, 0.98, -0.08, 0.8), "ears"),
-        Shape("body", _poly(0.34, 0.6, 0.33, 0.98, 0.08, 0.8), "ears"),
-        Shape("body", _oval(0, 0.58, 0.36, 0.27)),
-        Shape("white", _oval(-0.14, 0.05, 0.11, 0.06)),
-        Shape("white", _oval(0.14, 0.05, 0.11, 0.06)),
-    ),
-    "fish": (
-        Shape("accent", _poly(-0.22, 0.52, -0.52, 0.82, -0.44, 0.52, -0.52, 0.22), "tail"),
-        Shape("accent", _poly(-0.26, 0.66, -0.2, 0.98, 0.0, 0.92, 0.08, 0.76), "fin"),
-        Shape("accent", _poly(-0.1, 0.32, -0.14, 0.1, 0.02, 0.14, 0.12, 0.28)),
-        Shape("body", _oval(0.08, 0.52, 0.42, 0.3)),
-    ),
-    "bird": (
-        Shape("beak", _rect(-0.14, 0, -0.08, 0.2)),
-        Shape("beak", _rect(0.06, 0, 0.12, 0.2)),
-        Shape("accent", _poly(-0.28, 0.42, -0.56, 0.66, -0.52, 0.34, -0.3, 0.22)),
-        Shape("beak", _poly(0.26, 0.78, 0.58, 0.63, 0.26, 0.5), "beak"),
-        Shape("body", _oval(-0.04, 0.36, 0.33, 0.25)),
-        Shape("body", _oval(0.1, 0.66, 0.27, 0.25)),
-        Shape("accent", _oval(-0.16, 0.4, 0.17, 0.17, 180, 360), "wing"),
-    ),
-    "house": (
-        Shape("brown", _rect(0.2, 0.6, 0.34, 0.96), "chimney"),
-        Shape("body", _rect(-0.36, 0, 0.36, 0.56)),
-        Shape("accent", _poly(-0.5, 0.52, 0, 0.94, 0.5, 0.52)),
-        Shape("brown", _rect(0.13, 0, 0.3, 0.24), "door"),
-    ),
-    "tree": (
-        Shape("brown", _rect(-0.1, 0, 0.1, 0.2), "trunk"),
-        Shape("body", _poly(-0.44, 0.14, 0.44, 0.14, 0.1, 0.56, -0.1, 0.56)),
-        Shape("body", _poly(-0.35, 0.42, 0.35, 0.42, 0.08, 0.78, -0.08, 0.78)),
-        Shape("body", _poly(-0.25, 0.68, 0.25, 0.68, 0, 0.98), "top"),
-    ),
-    "flower": (
-        Shape("leaf", _rect(-0.045, 0, 0.045, 0.4)),
-        Shape("leaf", _poly(0, 0.02, 0.24, 0.03, 0.42, 0.27, 0.12, 0.22), "leaf"),
-        Shape("body", _wheel(0.58j, 0.31, 0.13, 6)),
-        Shape("", _rect(-0.16, 0.76, 0.16, 0.98), "petal"),
-        Shape("accent", _oval(0, 0.58, 0.22, 0.21)),
-    ),
-    "car": (
-        Shape("body", _poly(-0.3, 0.4, -0.22, 0.8, 0.2, 0.8, 0.32, 0.4), "cabin"),
-        Shape("body", _poly(-0.5, 0.14, 0.52, 0.14, 0.52, 0.4, 0.3, 0.46, -0.46, 0.46)),
-        Shape("ink", _oval(-0.29, 0.14, 0.14, 0.14)),
-        Shape("white", _oval(-0.29, 0.14, 0.07, 0.07)),
-        Shape("ink", _oval(0.29, 0.14, 0.14, 0.14), "wheel"),
-        Shape("white", _oval(0.29, 0.14, 0.07, 0.07)),
-        Shape("glass", _poly(-0.22, 0.48, -0.17, 0.73, 0.16, 0.73, 0.24, 0.48)),
-    ),
-    "robot": (
-        Shape("accent", _rect(-0.2, 0, -0.06, 0.14)),
-        Shape("accent", _rect(0.06, 0, 0.2, 0.14)),
-        Shape("accent", _rect(-0.42, 0.14, -0.26, 0.4), "arm"),
-        Shape("accent", _rect(0.26, 0.14, 0.42, 0.4)),
-        Shape("body", _rect(-0.26, 0.1, 0.26, 0.44)),
-        Shape("accent", _poly(-0.28, 0.82, -0.34, 1, -0.22, 1, -0.2, 0.82), "antennas"),
-        Shape("accent", _poly(0.28, 0.82, 0.34, 1, 0.22, 1, 0.2, 0.82), "antennas"),
-        Shape("body", _rect(-0.36, 0.44, 0.36, 0.86)),
-    ),
-    "ghost": (
-        Shape("body", _poly(-0.26, 0.4, -0.5, 0.56, -0.42, 0.3, -0.28, 0.24), "arm"),
-        Shape("body", _poly(0.26, 0.4, 0.5, 0.56, 0.42, 0.3, 0.28, 0.24)),
-        Shape(
-            "body",
-            _oval(0, 0.56, 0.34, 0.38, 0, 180)
-            + _poly(-0.38, 0.04, -0.22, 0.16, -0.13, 0.02, 0, 0.16, 0.13, 0.02, 0.22, 0.16, 0.38, 0.04),
-        ),
-        Shape("", _rect(-0.38, 0.02, 0.38, 0.2), "hem"),
-    ),
-    "star": (
-        Shape("body", _wheel(0.48j, 0.26, 0.27, 5, sharp=True)),
-        Shape("", _rect(-0.52, 0.5, -0.2, 0.76), "arm"),
-        Shape("", _rect(0.1, 0.02, 0.36, 0.28), "foot"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -243,11 +112,11 @@ def with_attributes(sprite: Sprite, changes: dict[str, Any]) -> Sprite:
 @cache
 def _sky(night: int) -> tuple[Shape, ...]:
     """Ground and sun, or moon and stars, in the picture's fractions."""
-    ground = Shape("ground", _rect(-0.1, 0.82, 1.1, 1.1))
+    ground = Shape("ground", rect(-0.1, 0.82, 1.1, 1.1))
     if not night:
-        return ground, Shape("sun", _oval(0.14, 0.14, 0.085, 0.085))
-    crescent = _oval(0.14, 0.15, 0.1, 0.1, 20, 250) + _oval(0.18, 0.11, 0.09, 0.09, 220, 40)
-    stars = [_wheel(at, 0.02, 0.03, 4, sharp=True) for at in (0.88 + 0.12j, 0.93 + 0.42j, 0.07 + 0.5j)]
+        return ground, Shape("sun", oval(0.14, 0.14, 0.085, 0.085))
+    crescent = oval(0.14, 0.15, 0.1, 0.1, 20, 250) + oval(0.18, 0.11, 0.09, 0.09, 220, 40)
+    stars = [wheel(at, 0.02, 0.03, 4, sharp=True) for at in (0.88 + 0.12j, 0.93 + 0.42j, 0.07 + 0.5j)]
     return ground, *(Shape("moon", points) for points in [crescent, *stars])
 
 
@@ -256,17 +125,17 @@ def _face(at: complex, size: float, smiling: int) -> tuple[Shape, ...]:
     parts = []
     for side in (-0.13, 0.13):
         eye = at + size * complex(side, 0.05)
-        parts.append(Shape("eye", _oval(eye.real, eye.imag, 0.085 * size, 0.095 * size), "face"))
-        parts.append(Shape("ink", _oval(eye.real + 0.015, eye.imag - 0.01, 0.048 * size, 0.06 * size), "face"))
+        parts.append(Shape("eye", oval(eye.real, eye.imag, 0.085 * size, 0.095 * size), "face"))
+        parts.append(Shape("ink", oval(eye.real + 0.015, eye.imag - 0.01, 0.048 * size, 0.06 * size), "face"))
     x, y = at.real, at.imag - 0.08 * size
-    mouth = _oval(x, y, 0.14 * size, 0.12 * size, 180, 360) if smiling else _oval(x, y - 0.05, 0.035, 0.035)
+    mouth = oval(x, y, 0.14 * size, 0.12 * size, 180, 360) if smiling else oval(x, y - 0.05, 0.035, 0.035)
     return *parts, Shape("ink", mouth, "face")
 
 
 @cache
 def _hat(at: complex) -> tuple[Shape, ...]:
-    cone = [at + point for point in _poly(-0.16, 0, 0.16, 0, 0, 0.24)]
-    return Shape("accent", cone), Shape("white", _oval(at.real, at.imag + 0.21, 0.055, 0.055))
+    cone = [at + point for point in poly(-0.16, 0, 0.16, 0, 0, 0.24)]
+    return Shape("accent", cone), Shape("white", oval(at.real, at.imag + 0.21, 0.055, 0.055))
 
 
 def _place(sprite: Sprite, points: Points) -> Points:
@@ -352,7 +221,7 @@ def _stripes(sprite: Sprite, side: int, style: Style) -> Image.Image:
     width = 0.09 if style == "colour" else 0.035
     for i in range(-6, 4):
         x = 0.2 * i
-        band = _poly(x, -0.1, x + width, -0.1, x + width + 0.6, 1.1, x + 0.6, 1.1)
+        band = poly(x, -0.1, x + width, -0.1, x + width + 0.6, 1.1, x + 0.6, 1.1)
         ImageDraw.Draw(mask).polygon(_corners(_place(sprite, band), side), 1)
     return mask
 

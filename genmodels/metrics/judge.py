@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genmodels.config import EvaluationConfig, RunConfig
 from genmodels.data.fields import DataSpec
-from genmodels.data.shards import ShardReader
+from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
 from genmodels.files import write_atomic
 from genmodels.metrics.evaluate import Protocol, evaluate

@@ -16,7 +16,7 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data.loader import Loader, Stream, epoch_order
 from genmodels.data.prepare import prepare
-from genmodels.data.shards import ShardReader
+from genmodels.data.reader import ShardReader
 
 NUM = 23
 

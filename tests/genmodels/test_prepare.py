@@ -19,9 +19,11 @@ from PIL import Image
 
 from genmodels.config import DatasetConfig
 from genmodels.data import shards
+from genmodels.data.decode import Sample
 from genmodels.data.fields import Record
-from genmodels.data.prepare import Sample, assign_splits, prepare
-from genmodels.data.shards import ShardReader, open_shards, paired_ids, verify
+from genmodels.data.prepare import assign_splits, prepare
+from genmodels.data.reader import ShardReader, paired_ids, verify
+from genmodels.data.shards import open_shards
 
 
 def picture(seed: int, size=(12, 12)) -> bytes:

@@ -17,7 +17,8 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
-from genmodels.data.shards import DamagedData, ShardFile, ShardReader, data_digest, open_shards, verify
+from genmodels.data.reader import ShardReader, verify
+from genmodels.data.shards import DamagedData, ShardFile, data_digest, open_shards
 
 
 def make(folder: Path, **values) -> Path:

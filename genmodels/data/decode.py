@@ -1,0 +1,144 @@
+"""Records -> samples ready for their shards, in one process or several, always in order."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from genmodels.config import DatasetConfig
+from genmodels.data.fields import Box, Record
+from genmodels.data.images import Rejected, fit, fit_box, load, pyramid
+from genmodels.data.shards import Packed, pack
+from genmodels.data.sources import Reject, Source
+
+IMAGES_PER_PROCESS = 4000  # fewer are not worth the start of another process (seconds)
+CHUNK = 32  # images a task
+CHUNK_BYTES = 8 << 20  # at most, of decoded images
+
+
+class Sample(NamedTuple):
+    """A decoded record, ready for its shard."""
+
+    record: Record
+    parts: tuple[Box, ...]  # of the squared image
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    packed: dict[int, Packed]  # by size
+
+
+class Decoder:
+    """Record -> Sample, or the reason why not. Picklable; knows nothing of other records."""
+
+    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):
+        self.source, self.config, self.num_parts = source, config, num_parts
+        self.classes, self.attributes = tuple(sorted(source.classes)), tuple(source.attributes)
+
+    def __call__(self, record: Record) -> Sample | Reject:
+        """Reads, decodes and packs one record."""
+        try:
+            self._check(record)
+            return self._sample(record, self._read(record))
+        except Rejected as rejected:
+            return Reject(record.file, str(rejected))
+
+    def label(self, record: Record) -> int | None:
+        """The index of the record's class."""
+        return None if record.label is None else self.classes.index(record.label)
+
+    def _check(self, record: Record) -> None:
+        if self.classes and record.label is None:
+            raise Rejected("no label")
+        if set(record.attributes or ()) != set(self.attributes):
+            raise Rejected("attributes missing")
+        if len(record.parts) != self.num_parts:
+            raise Rejected(f"not {self.num_parts} parts")
+
+    def _read(self, record: Record) -> bytes | Image.Image:
+        try:
+            return self.source.read(record)
+        except OSError as error:
+            raise Rejected(f"cannot be read ({error.strerror})") from error
+
+    def _sample(self, record: Record, data: bytes | Image.Image) -> Sample:
+        image = load(data, self.config)
+        parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
+        pixels = fit(image, self.config)
+        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
+        content = data if isinstance(data, bytes) else image.tobytes()
+        return Sample(
+            record=record,
+            parts=parts,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=len(content),
+            width=image.width,
+            height=image.height,
+            packed=pack(record.key, levels, self.config.encoding, self._about(record, parts)),
+        )
+
+    def _about(self, record: Record, parts: tuple[Box, ...]) -> dict[str, Any]:
+        """What the sample's JSON says; only what there is."""
+        about = {
+            "label": self.label(record),
+            "class": record.label,
+            "attributes": record.attributes,
+            "captions": record.captions,
+            "parts": parts,
+            "domain": record.domain,
+        }
+        return {key: value for key, value in about.items() if value not in (None, ())}
+
+
+def decode_all(decoder: Decoder, records: list[Record], num_processes: int | None) -> Iterator[Sample | Reject]:
+    """Results in the order of the records. A bounded number of tasks is under way, so memory stays flat."""
+    num_processes = num_processes or min(len(os.sched_getaffinity(0)), 1 + len(records) // IMAGES_PER_PROCESS)
+    if num_processes == 1:
+        yield from map(decoder, records)
+        return
+    size = max(1, min(CHUNK, CHUNK_BYTES // (decoder.config.image_size**2 * decoder.config.channels)))
+    chunks = (records[start : start + size] for start in range(0, len(records), size))
+    # Not fork: the caller may run threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(decoder,))
+    pending: deque[Future[list[Sample | Reject]]] = deque()
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(_decode_chunk, chunk))
+            if len(pending) > 2 * num_processes:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_decoder: Decoder | None = None  # in a worker process: what its tasks call
+
+
+def _start_worker(decoder: Decoder) -> None:
+    global _worker_decoder
+    _worker_decoder = decoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A killed parent leaves no orphans: its workers would wait for tasks for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _decode_chunk(records: list[Record]) -> list[Sample | Reject]:
+    assert _worker_decoder is not None
+    return [_worker_decoder(record) for record in records]
