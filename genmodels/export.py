@@ -129,9 +129,13 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
 def read_config(folder: Path | str) -> dict[str, Any]:
     """config.json of a sampling folder."""
     try:
-        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{folder} is no sampling folder: {error}") from None
+    missing = {"model", "settings", "data", "progress", "sha256"} - set(config if isinstance(config, dict) else ())
+    if missing:
+        raise ExportError(f"{folder} is no sampling folder: config.json lacks {', '.join(sorted(missing))}")
+    return config
 
 
 def model_card(config: dict[str, Any]) -> str:

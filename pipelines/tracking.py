@@ -23,7 +23,6 @@ from pipelines.project import UserError, root, store_root
 from pipelines.run import Event, Run, read_events
 
 EXPERIMENT = "genmodels"
-EXPORT = "export"  # name of the sampling folder inside a registered model
 MAX_BATCH = 900  # metrics a call; MLflow takes 1,000
 
 
@@ -211,7 +210,7 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None) -> in
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={EXPORT: str(folder)},
+            artifacts={"export": str(folder)},
             signature=signature,
             pip_requirements=["torch", "numpy", "pydantic", "safetensors", "pillow"],
         )
@@ -257,7 +256,10 @@ def find(reference: str) -> Path:
             raise UserError(f"{reference!r} is no folder, run id, NAME@ALIAS or NAME/VERSION{_choices(mlflow)}")
     except MlflowException as error:
         raise UserError(f"{reference!r} not found in {uri()}: {str(error).splitlines()[0]}{_choices(mlflow)}") from None
-    return path / "artifacts" / EXPORT if (path / "artifacts" / EXPORT).is_dir() else path / "artifacts"
+    found = next(path.glob("artifacts/*/config.json"), None)  # MLflow keeps the name that the folder had
+    if found is None:
+        raise UserError(f"{reference!r} holds no sampling folder; was it registered by another program?")
+    return found.parent
 
 
 def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], step: int) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.project import Overrides, UserError, command, extractor_path, params, shards, storage
+from pipelines.project import Overrides, UserError, command, extractor_path, params, root, shards, storage
 
 if TYPE_CHECKING:
     from genmodels.config import ComputeConfig, Params, RunConfig
@@ -56,13 +56,17 @@ def main(
 
 
 def prepared(everything: Params, config: RunConfig) -> DataSpec:
-    """The data set's description; shards that are not there yet are made."""
+    """The data set's description; shards are made where they are missing, or older than source or parameters."""
     from genmodels.data.shards import open_shards
+    from genmodels.data.sources import is_available
     from pipelines.prepare import prepare
 
-    if not (shards(config.dataset) / "dataset.json").is_file():
+    folder = shards(config.dataset)
+    if is_available(everything.dataset(config.dataset), root()) or not folder.is_dir():
         prepare(everything, config.dataset)
-    return open_shards(shards(config.dataset)).spec
+    else:  # as on a cluster that was given the shards alone
+        print(f"{config.dataset}: its source is not on this machine, using the shards in {folder}")
+    return open_shards(folder).spec
 
 
 @dataclass(frozen=True)

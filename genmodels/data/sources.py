@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import os
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,9 @@ NOT_AN_IMAGE_FILE = "not an image file"
 LAYOUTS = "images in one folder, one sub-folder a class, or trainA/ and trainB/ (and testA/, testB/)"
 DOMAIN_FOLDERS = {f"{split}{domain}": (domain, split) for split in ("train", "test") for domain in "AB"}
 MAX_KEY = 80  # characters; with hash and extension a tar header holds the name
+
+
+SPRITES = "sprites"  # the word for the embedded data set
 
 
 class Reject(NamedTuple):
@@ -57,12 +59,16 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
 
     ValueError names the folder and the accepted layouts when it is missing or holds no images.
     """
-    if config.source == "sprites":
+    if config.source == SPRITES:
         return RenderedSource(config.num_images or 6000, config.image_size)
-    folder = root / Path(config.source).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"source {str(folder)!r} is no folder; expected {LAYOUTS}")
-    return FolderSource(folder)
+    if not is_available(config, root):
+        raise ValueError(f"source {str(root / Path(config.source).expanduser())!r} is no folder; expected {LAYOUTS}")
+    return FolderSource(root / Path(config.source).expanduser())
+
+
+def is_available(config: DatasetConfig, root: Path) -> bool:
+    """Whether the source is there: rendered, or a folder of this machine."""
+    return config.source == SPRITES or (root / Path(config.source).expanduser()).is_dir()
 
 
 class RenderedSource:
@@ -92,7 +98,9 @@ class RenderedSource:
 
     def fingerprint(self) -> str:
         """Hash of the renderer's program text: no version number to forget."""
-        text = inspect.getsource(sys.modules[type(self._sprites).__module__])
+        from genmodels.data import sprite_kinds, sprites
+
+        text = inspect.getsource(sprite_kinds) + inspect.getsource(sprites)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

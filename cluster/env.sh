@@ -1,0 +1,11 @@
+# What a shell on a node must know. cluster.yaml puts a line into ~/.bashrc that reads this file, because Ray runs
+# every command there, `ray submit` too, as: bash --login -c -i 'source ~/.bashrc; ... && (python ~/train.py ...)'
+
+# Ray copies train.py alone to the home folder and runs it there: this says where params.yaml and data/ are.
+export GENMODELS_ROOT="$HOME/genmodels-project"
+# `python`, `pip` and `ray` are those of the locked environment.
+export PATH="$GENMODELS_ROOT/.venv/bin:$PATH"
+# Train on the cluster that runs, instead of starting a second one on the head.
+export RAY_ADDRESS=auto
+# Without this, a head that `ray start` started runs anybody's jobs. The token lies in ~/.ray/auth_token.
+export RAY_AUTH_MODE=token
