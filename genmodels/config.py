@@ -23,6 +23,9 @@ MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
 class ConfigError(ValueError):
     """A setting is wrong; the message is one line that names key, value and choices."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))  # whatever line breaks a key or a value holds
+
 
 class DatasetConfig(Strict):
     """One named data set: where its images come from and how they become shards."""
@@ -47,7 +50,9 @@ class TrainConfig(Strict):
     num_images: int = Field(1_000_000, ge=1, description="images shown in the whole training")
     batch_size: int = Field(64, ge=1, description="global batch, over all workers")
     image_size: int | None = Field(None, ge=4, description="a level of the data set's pyramid; null: the largest")
-    domain: str | None = Field(None, description="train on one domain of the data set only; null: on all images")
+    domain: str | None = Field(
+        None, description="where the data set has domains: the one `image` means; null: the first, all: every"
+    )
     mirror: bool = Field(False, description="flip half of the images horizontally")
     seed: int = Field(0, ge=0, description="of weights, noise and sample order")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")

@@ -84,8 +84,8 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> dict[str, An
     judge = Judge(path, spec, config, extractor_file)
     size = sampler.progress.stage.image_size
     scores, test_images = judge.score(sampler), judge.reals(size)
-    train = ShardReader(path, "train", size, config.train.domain)
-    test = ShardReader(path, "test" if spec.num_test else "train", size, config.train.domain)
+    train = ShardReader(path, "train", size, judge.domain)
+    test = ShardReader(path, judge.split, size, judge.domain)
     context = ProofContext(
         train_images=read_images(train, NUM_PROOF_IMAGES),
         test_images=test_images,

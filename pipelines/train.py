@@ -85,11 +85,10 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     from genmodels.trainer import check_stages
     from pipelines.worker import build_model
 
-    where, size, domain = f"models.{config.model}.train", config.train.image_size, config.train.domain
+    size = config.train.image_size
     if size and size not in spec.sizes:
-        raise ValueError(f"{where}.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
-    if domain and domain not in spec.domains:
-        raise ValueError(f"{where}.domain {domain!r}: {spec.name} has domains {_words(spec.domains)}")
+        raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
+    domain = spec.domain_of_image(config.train.domain)
     with torch.device("meta"):
         model = build_model(config, spec)
     for key in model.batch_keys:
@@ -103,7 +102,7 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
                 f"stage {stage.name!r} needs {stage.image_size} px, {spec.name} has sizes {_words(spec.sizes)}"
                 " (datasets.NAME.pyramid: true writes the smaller ones)"
             )
-    title = f"{config.model} on {config.dataset} ({spec.num_train:,} images)"
+    title = f"{config.model} on {config.dataset}{f', domain {domain}' if domain else ''} ({spec.num_train:,} images)"
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in model.named_children()}
     return Plan(title, sizes, stages)
 

@@ -47,7 +47,7 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str)
             rank=rank,
             world_size=world_size,
             mirror=config.train.mirror,
-            domain=config.train.domain,
+            domain=spec.domain_of_image(config.train.domain),
             pin_memory=torch.device(device).type == "cuda",
         )
 

@@ -35,6 +35,17 @@ class DataSpec:
         }
         return tuple(offered + [key for key, present in optional.items() if present])
 
+    def domain_of_image(self, choice: str | None) -> str | None:
+        """The domain that `image` is drawn from: the first unless chosen; None, so every image, for 'all'.
+
+        ValueError when the data set has no such domain.
+        """
+        if choice not in (None, "all", *self.domains):
+            raise ValueError(f"domain {choice!r}: data set {self.name} has domains {', '.join(self.domains) or 'none'}")
+        if choice is None:
+            return self.domains[0] if self.domains else None
+        return None if choice == "all" else choice
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return asdict(self)

@@ -28,12 +28,13 @@ class Judge:
     ):
         self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
         self.extractor = load_extractor(extractor).to(self.device) if extractor.is_file() else None
+        self.domain = spec.domain_of_image(config.train.domain)
         self._reals: dict[int, Tensor] = {}
 
     def reals(self, size: int) -> Tensor:
         """Held-out images of one size, [N, C, size, size] in [-1, 1], at most the protocol's number."""
         if size not in self._reals:
-            reader = ShardReader(self.shards, self._split, size, self.config.train.domain)
+            reader = ShardReader(self.shards, self.split, size, self.domain)
             self._reals[size] = read_images(reader, self.config.evaluation.num_images)
         return self._reals[size]
 
@@ -46,10 +47,11 @@ class Judge:
     def protocol(self, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
         reals = self.reals(image_size)
-        return Protocol.of(reals, reals, self.extractor, self.spec.digest, self._split)
+        return Protocol.of(reals, reals, self.extractor, self.spec.digest, self.split)
 
     @property
-    def _split(self) -> str:
+    def split(self) -> str:
+        """The split that is held out; the training images where nothing was."""
         return "test" if self.spec.num_test else "train"
 
 
