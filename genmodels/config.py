@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
@@ -14,9 +15,11 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
 
+NumWorkers = Annotated[int, Field(ge=0)]
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
 
+UNION_MEMBER = re.compile(r"|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic puts it into the path
 MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
 
 
@@ -75,7 +78,9 @@ class EvaluationConfig(Strict):
 class ComputeConfig(Strict):
     """Where training runs. Not part of a run's identity: a run may go on elsewhere."""
 
-    num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    num_workers: NumWorkers | Literal["auto"] = Field(
+        "auto", description="Ray Train workers; auto: one a GPU, without GPUs two; 0: in this process, without Ray"
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: one GPU a worker where the cluster has them")
     cpus_per_worker: float | None = Field(None, gt=0, description="null: this machine's cores shared evenly")
     storage_path: str = Field("data/runs", description="shared folder for checkpoints, curves and samples")
@@ -183,7 +188,7 @@ def validated(schema: type[T], values: Any, where: str) -> T:
         return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+        path = ".".join(str(part) for part in (where, *first["loc"]) if not UNION_MEMBER.fullmatch(str(part)))
         if first["type"] == "extra_forbidden":
             fields = _fields_at(schema, first["loc"][:-1])
             raise ConfigError(

@@ -52,7 +52,7 @@ def main(
     if dry_run:
         show(plan)
         return
-    train(config, spec, plan, everything.compute, out)
+    train(config, spec, plan, out)
 
 
 def prepared(everything: Params, config: RunConfig) -> DataSpec:
@@ -76,6 +76,7 @@ class Plan:
     title: str
     num_parameters: dict[str, int]  # by network
     stages: tuple[Stage, ...]
+    compute: ComputeConfig  # with the number of workers settled
 
 
 def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan:
@@ -83,6 +84,7 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     import torch
 
     from genmodels.trainer import check_stages
+    from pipelines import cluster
     from pipelines.worker import build_model
 
     size = config.train.image_size
@@ -95,7 +97,8 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
         if key not in spec.keys:
             raise ValueError(f"{config.model} needs {key!r}, data set {spec.name} offers {_words(spec.keys)}")
     stages = model.stages(config.train.num_images, config.train.batch_size)
-    check_stages(stages, compute.num_workers)
+    compute = cluster.resolve(compute, [stage.batch_size for stage in stages])
+    check_stages(stages, int(compute.num_workers))
     for stage in stages:
         if stage.image_size not in spec.sizes:
             raise ValueError(
@@ -104,7 +107,7 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
             )
     title = f"{config.model} on {config.dataset}{f', domain {domain}' if domain else ''} ({spec.num_train:,} images)"
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in model.named_children()}
-    return Plan(title, sizes, stages)
+    return Plan(title, sizes, stages, compute)
 
 
 def show(plan: Plan) -> None:
@@ -116,7 +119,7 @@ def show(plan: Plan) -> None:
         print(f"  stage {stage.name}: {stage.num_images:,} images of {stage.image_size} px, batch {stage.batch_size}")
 
 
-def train(config: RunConfig, spec: DataSpec, plan: Plan, compute: ComputeConfig, out: Path | None) -> None:
+def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None) -> None:
     """Runs the training to its end: workers, tracking, export, registration."""
     from genmodels.metrics.judge import ensure_extractor
     from pipelines import cluster
@@ -124,6 +127,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, compute: ComputeConfig,
     from pipelines.run import open_run, owned
     from pipelines.tracking import Tracker, git_tags
 
+    compute = plan.compute
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, _interrupt)
     with owned(run) as attempt:
