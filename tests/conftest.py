@@ -1,0 +1,95 @@
+"""What several test files share: a prepared data set, and an isolated project folder."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from genmodels.config import DatasetConfig
+from genmodels.data.fields import DataSpec
+from genmodels.data.prepare import prepare
+from genmodels.data.sources import RenderedSource
+
+DATASET = {"source": "sprites", "image_size": 16, "num_images": 200, "shard_size": 64}
+TINY_MODELS = {  # settings that train in milliseconds; a model that is not named here trains with its defaults
+    "vae": {"latent_dim": 4, "width": 4},
+    "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
+    "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set on disk."""
+
+    folder: Path
+    spec: DataSpec
+
+
+@pytest.fixture(autouse=True, scope="session")
+def single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def sprites_data(tmp_path_factory) -> Prepared:
+    """200 sprites of 16 pixels and their pyramid."""
+    folder = tmp_path_factory.mktemp("sprites") / "sprites"
+    return Prepared(folder, prepare("sprites", DatasetConfig(**DATASET), folder, folder, 1))
+
+
+@pytest.fixture(scope="session")
+def four_sprites(tmp_path_factory) -> Prepared:
+    """A data set of four images: sprites, all of them for training."""
+    folder = tmp_path_factory.mktemp("four")
+    source = RenderedSource(20, 16)
+    for record in list(source.records())[:4]:
+        path = folder / "source" / f"{record.key.replace('/', '-')}.png"
+        path.parent.mkdir(exist_ok=True)
+        source.read(record).save(path)
+    config = DatasetConfig(source=str(folder / "source"), image_size=16, holdout=0)
+    return Prepared(folder / "four", prepare("four", config, folder / "four", folder, 1))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder of its own, with prepared shards and nothing trained."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "data" / "runs"
+
+
+def make_project(root: Path, data: Prepared, num_images: int = 256) -> Project:
+    """Writes params.yaml for tiny trainings of every model and puts the shards in their place."""
+    train = {"num_images": num_images, "batch_size": 16, "log_every": 32, "checkpoint_every": 64, "snapshot_every": 128}
+    params = {
+        "datasets": {"sprites": DATASET},
+        "models": {name: {"dataset": "sprites", **values, "train": train} for name, values in TINY_MODELS.items()},
+        "recipes": {"vae": {"wide": {"width": 8, "train": {"seed": 7}}}},
+        "compute": {"num_workers": 0, "use_gpu": False},
+        "evaluation": {"num_images": 16, "extractor_images": 256},
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copytree(data.folder, root / "data" / "shards" / "sprites")
+    return Project(root)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, sprites_data) -> Iterator[Project]:
+    """One isolated project for a test file: its commands find this folder and its own tracking store."""
+    project = make_project(tmp_path_factory.mktemp("project"), sprites_data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENMODELS_ROOT", str(project.root))
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        yield project

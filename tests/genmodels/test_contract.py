@@ -1,0 +1,469 @@
+"""What every registered model promises, whatever it is: a new model costs no line here."""
+
+import copy
+import io
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import TINY_MODELS, Prepared
+
+import genmodels.trainer
+from genmodels import export
+from genmodels.config import ConfigError, TrainConfig, validated
+from genmodels.data.fields import DataSpec
+from genmodels.data.loader import Loader
+from genmodels.export import Sampler
+from genmodels.metrics.evaluate import evaluate
+from genmodels.model import GenerativeModel, Noise, model_class, model_names
+from genmodels.trainer import Hooks, NonFiniteError, Trainer, to_float
+
+BATCH = 8
+NUM_IMAGES = 192  # crosses every stage of the tiny settings
+TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkpoint_every": BATCH, "ema_rampup": 0.5}
+
+LEARNING = {  # over the tiny settings: enough to learn four images in 150 steps
+    "vae": {"width": 8, "lr": 4e-3},
+    "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
+    "progan": {"lr": 3e-3},
+}
+
+every_model = pytest.mark.parametrize("name", model_names())
+
+
+def build(name: str, spec: DataSpec, **settings) -> GenerativeModel:
+    torch.manual_seed(0)
+    return model_class(name)(model_class(name).Config(**{**TINY_MODELS.get(name, {}), **settings}), spec)
+
+
+def make_trainer(
+    name: str,
+    data: Prepared,
+    hooks: Hooks | None = None,
+    seen: list | None = None,
+    model: GenerativeModel | None = None,
+    **train,
+) -> Trainer:
+    """A trainer on real shards; `seen` gathers (image count, batch) of all that is read."""
+    model = model or build(name, data.spec)
+    config = TrainConfig(**{**TRAIN, **train})
+
+    def open_loader(stage, num_images):
+        rank, world_size = trainer.rank, trainer.world_size
+        size, batch_size, seed = stage.image_size, stage.batch_size, config.seed
+        loader = Loader(data.folder, model.batch_keys, size, batch_size, seed, num_images, rank, world_size)
+        return loader if seen is None else Recorder(loader, seen)
+
+    trainer = Trainer(model, config, open_loader, hooks)
+    return trainer
+
+
+class Recorder:
+    """A loader that keeps what it served."""
+
+    def __init__(self, loader: Loader, seen: list):
+        self.loader, self.seen = loader, seen
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.loader.close()
+
+    def __next__(self):
+        batch = next(self.loader)
+        self.seen.append((self.loader.position, {key: value.clone() for key, value in batch.items()}))
+        return batch
+
+
+def through_disk(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint gives back: a copy that went through the safe reader."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested state as {path: tensor or number}."""
+    if isinstance(value, dict):
+        items = [(str(key), part) for key, part in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(i), part) for i, part in enumerate(value)]
+    else:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, part in items:
+        flat |= leaves(part, f"{path}/{key}")
+    return flat
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The paths at which two states are not bit-equal."""
+    first, second = leaves(a), leaves(b)
+    assert first.keys() == second.keys()
+
+    def same(x, y):
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    return [path for path in first if not same(first[path], second[path])]
+
+
+def stage_points(trainer: Trainer) -> tuple[list[int], list[int]]:
+    """Image counts (at the end of each stage but the last, inside each stage), as whole batches reach them."""
+    ends, inside, start = [], [], 0
+    for i, stage in enumerate(trainer.stages):
+        end = math.ceil(sum(s.num_images for s in trainer.stages[: i + 1]) / stage.batch_size) * stage.batch_size
+        inside.append(start + (end - start) // (2 * stage.batch_size) * stage.batch_size)
+        ends.append(end)
+        start = end
+    return ends[:-1], inside
+
+
+class Uninterrupted:
+    """A whole training with the state after every step, its log rows and its batches."""
+
+    def __init__(self, name: str, data: Prepared, **train):
+        self.states: dict[int, dict] = {}
+        self.rows: list[dict] = []
+        self.seen: list = []
+        self.trainer = make_trainer(name, data, Hooks(log=self.rows.append, save=self._save), self.seen, **train)
+        self.trainer.run()
+        self.final = through_disk(self.trainer.state())
+
+    def _save(self, num_images: int, state: dict) -> None:
+        self.states[num_images] = through_disk(state)
+
+
+@pytest.fixture(scope="module")
+def whole(sprites_data) -> Callable[[str], Uninterrupted]:
+    """By model name, an uninterrupted training; each runs once."""
+    return cache(lambda name: Uninterrupted(name, sprites_data))
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+# --- phases ----------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_a_phase_changes_exactly_the_parameters_of_its_networks(name, sprites_data):
+    trainer = make_trainer(name, sprites_data)
+    plain_loader = trainer.open_loader
+    nets = {phase.name: set(phase.nets) for phase in trainer.model.phases}
+    last = {key: value.clone() for key, value in trainer.model.named_parameters()}
+    initial, updated = dict(last), {phase: set() for phase in nets}
+
+    def changed() -> set[str]:
+        now = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
+        keys = {key for key in now if not torch.equal(now[key], last[key])}
+        last.update(now)
+        return keys
+
+    def after_step(phase):
+        def check(*_):
+            keys = changed()
+            assert {key.split(".")[0] for key in keys} == nets[phase]
+            updated[phase] |= keys
+
+        return check
+
+    def watched_loader(stage, num_images):  # opened at the start of each stage, when its optimisers are new
+        for phase, optimizer in trainer.optimizers.items():
+            optimizer.register_step_pre_hook(lambda *_: assert_empty(changed()))
+            optimizer.register_step_post_hook(after_step(phase))
+        return plain_loader(stage, num_images)
+
+    trainer.open_loader = watched_loader
+    trainer.run()
+    trained = set().union(*updated.values())
+    assert trained == initial.keys(), f"never trained: {initial.keys() - trained}"
+
+
+def assert_empty(keys: set[str]) -> None:
+    assert not keys, f"changed outside an optimiser's step: {keys}"
+
+
+@every_model
+def test_declared_names_exist(name, sprites_data):
+    model = build(name, sprites_data.spec)
+    nets = {net for phase in model.phases for net in phase.nets}
+    assert nets | set(model.ema_nets) | set(model.proof_nets) <= set(dict(model.named_children()))
+    assert model.optimizers().keys() == {phase.name for phase in model.phases}
+    assert not set(model.ema_nets) & set(model.proof_nets)
+    for stage in model.stages(NUM_IMAGES, BATCH):
+        assert set(stage.phases or ()) <= {phase.name for phase in model.phases}
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_resume_is_bit_exact_inside_and_at_the_end_of_every_stage(name, whole, sprites_data):
+    reference = whole(name)
+    ends, inside = stage_points(reference.trainer)
+    for point in sorted({BATCH, *ends, *inside, NUM_IMAGES - BATCH}):
+        rows: list[dict] = []
+        resumed = make_trainer(name, sprites_data, Hooks(log=rows.append))
+        resumed.load_state(reference.states[point])
+        assert resumed.num_images == point
+        resumed.run()
+        assert differing(resumed.state(), reference.final) == []
+        assert timeless(rows) == timeless([row for row in reference.rows if row["num_images"] > point])
+
+
+@every_model
+def test_another_seed_gives_another_training(name, whole, sprites_data):
+    other = make_trainer(name, sprites_data, seed=1)  # of the same initial weights: sample order and noise differ
+    other.run()
+    assert differing(other.state(), whole(name).final)
+
+
+# --- several ranks ---------------------------------------------------------------------------------------------------
+
+
+class RecordingNoise(Noise):
+    """Keeps every draw that its rank was given."""
+
+    drawn: list[torch.Tensor] = []
+
+    def _slice(self, draws):
+        kept = super()._slice(draws)
+        self.drawn.append(kept.clone())
+        return kept
+
+
+def run_rank(rank: int, world_size: int, folder: str, data: Prepared) -> None:
+    """One of two ranks: trains every model, resumes it from its middle and from a single rank's state."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        store = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    genmodels.trainer.Noise = RecordingNoise
+    for name in model_names():
+        result: dict[str, Any] = {}
+        states: dict[int, dict] = {}
+        rows: list[dict] = []
+        seen: list = []
+        RecordingNoise.drawn = []
+        hooks = Hooks(log=rows.append, save=lambda n, state, states=states: states.update({n: through_disk(state)}))
+        trainer = make_trainer(name, data, hooks, seen, checkpoint_every=2 * BATCH)
+        middle = stage_points(trainer)[1][-1] // (2 * BATCH) * (2 * BATCH)
+        trainer.run()
+        result |= {"final": trainer.state(), "rows": timeless(rows), "seen": seen, "noise": list(RecordingNoise.drawn)}
+        saved = Path(folder) / f"{name}-{world_size}.pt"
+        if rank == 0:
+            torch.save(states[middle], saved)
+        if world_size > 1:
+            dist.barrier()
+            result["resumed"] = resume(name, data, saved)[0]
+            _, result["elastic"] = resume(name, data, Path(folder) / f"{name}-1.pt")
+        torch.save(result, Path(folder) / f"{name}-{rank}of{world_size}.pt")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def resume(name: str, data: Prepared, saved: Path) -> tuple[dict, list]:
+    seen: list = []
+    trainer = make_trainer(name, data, seen=seen, checkpoint_every=2 * BATCH)
+    trainer.load_state(torch.load(saved, weights_only=True))
+    trainer.run()
+    return trainer.state(), seen
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, sprites_data) -> Callable[[str], tuple[dict, list[dict]]]:
+    """By model name, what one rank saw and reached, and what each of two ranks did."""
+    folder = tmp_path_factory.mktemp("ranks")
+    noise = genmodels.trainer.Noise
+    try:
+        run_rank(0, 1, str(folder), sprites_data)
+    finally:
+        genmodels.trainer.Noise = noise
+    mp.spawn(run_rank, args=(2, str(folder), sprites_data), nprocs=2)
+
+    def read(name):
+        one, *two = (torch.load(folder / f"{name}-{rank}.pt") for rank in ("0of1", "0of2", "1of2"))
+        return one, two
+
+    return read
+
+
+@every_model
+def test_two_ranks_end_with_identical_weights(name, ranks):
+    _, (first, second) = ranks(name)
+    states = [{key: rank["final"][key] for key in ("model", "ema", "optimizers")} for rank in (first, second)]
+    assert differing(*states) == []
+    assert first["rows"] == second["rows"] != []
+
+
+@every_model
+def test_two_ranks_resume_bit_exactly(name, ranks):
+    _, two = ranks(name)
+    for rank in two:
+        assert differing(rank["resumed"], rank["final"]) == []
+
+
+@every_model
+def test_two_ranks_see_the_samples_and_the_noise_of_one(name, ranks):
+    one, two = ranks(name)
+    assert_same_samples(one["seen"], [rank["seen"] for rank in two])
+    parts = zip(*(rank["noise"] for rank in two), strict=True)
+    for whole, halves in zip(one["noise"], parts, strict=True):
+        assert torch.equal(whole, torch.cat(halves))
+
+
+@every_model
+def test_two_ranks_go_on_with_the_sample_order_of_one(name, ranks):
+    one, two = ranks(name)
+    elastic = [rank["elastic"] for rank in two]
+    assert 0 < len(elastic[0]) < len(one["seen"])
+    assert_same_samples(one["seen"][-len(elastic[0]) :], elastic)
+
+
+def assert_same_samples(whole: list, halves: list[list]) -> None:
+    for (position, batch), *parts in zip(whole, *halves, strict=True):
+        assert all(part[0] == position for part in parts)
+        for key, values in batch.items():
+            assert torch.equal(values, torch.cat([part[1][key] for part in parts]))
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def sampler_of(trainer: Trainer) -> Sampler:
+    return Sampler(trainer.ema, trainer.progress(), {}, "cpu")
+
+
+@every_model
+def test_images_are_a_function_of_seed_and_number_alone(name, whole):
+    sampler = sampler_of(whole(name).trainer)
+    twenty = sampler.sample(20, seed=3)
+    assert torch.equal(sampler.sample(20, seed=3), twenty)
+    assert torch.equal(sampler.sample(5, seed=3), twenty[:5])
+    assert torch.equal(sampler.sample(17, seed=3), twenty[:17])
+    assert not torch.equal(sampler.sample(20, seed=4), twenty)
+    assert len({image.numpy().tobytes() for image in twenty}) == 20
+
+
+@every_model
+def test_samples_are_images_of_the_stage(name, whole, sprites_data):
+    trainer = whole(name).trainer
+    images = sampler_of(trainer).sample(3)
+    assert images.shape == (3, sprites_data.spec.channels, 16, 16) and images.dtype == torch.float32
+    assert images.isfinite().all() and images.abs().max() <= 1
+
+
+@every_model
+def test_sampling_leaves_the_training_as_it_was(name, whole, sprites_data):
+    sampled = make_trainer(
+        name, sprites_data, Hooks(snapshot=lambda model, p: Sampler(model, p, {}, "cpu").sample(2)), snapshot_every=16
+    )
+    sampled.run()
+    assert differing(sampled.state(), whole(name).final) == []
+
+
+@every_model
+def test_export_samples_what_the_averaged_networks_do(name, whole, sprites_data, tmp_path):
+    reference = whole(name)
+    sha256 = export.save(tmp_path / "export", reference.trainer.ema, reference.trainer.progress())
+    loaded = export.load(tmp_path / "export")
+    assert torch.equal(loaded.sample(9, seed=2), sampler_of(reference.trainer).sample(9, seed=2))
+    live = Sampler(reference.trainer.model, reference.trainer.progress(), {}, "cpu")
+    assert not torch.equal(loaded.sample(9, seed=2), live.sample(9, seed=2))  # so the averages are what was exported
+    assert loaded.info["sha256"] == sha256
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@every_model
+def test_export_samples_the_fade_it_was_saved_in(name, whole, sprites_data, tmp_path):
+    for i, point in enumerate(stage_points(whole(name).trainer)[1]):
+        trainer = make_trainer(name, sprites_data)
+        trainer.load_state(whole(name).states[point])
+        export.save(tmp_path / str(i), trainer.ema, trainer.progress())
+        images = export.load(tmp_path / str(i)).sample(4)
+        assert images.shape[-1] == trainer.progress().stage.image_size
+        assert torch.equal(images, sampler_of(trainer).sample(4))
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@every_model
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_loss_stops_and_touches_no_weight(name, value, sprites_data):
+    for phase in build(name, sprites_data.spec).phases:
+        bad_step = 2 * phase.every
+        trainer = make_trainer(name, sprites_data, log_every=BATCH, num_images=NUM_IMAGES)
+        plain_step, before, terms = trainer.model.training_step, {}, []
+
+        def poisoned(
+            batch, phase_name, progress, *rest, phase=phase, bad_step=bad_step, plain=plain_step, b=before, t=terms
+        ):
+            output = plain(batch, phase_name, progress, *rest)
+            if progress.step == bad_step and phase_name == phase.name:
+                model = plain.__self__
+                b.update({k: v.clone() for k, v in model.state_dict().items() if k.split(".")[0] in phase.nets})
+                t.extend(output.losses)
+                output.losses[t[0]] = output.losses[t[0]] * value
+            return output
+
+        trainer.model.training_step = poisoned
+        with pytest.raises(NonFiniteError) as error:
+            trainer.run()
+        for word in (name, repr(phase.name), repr(terms[0]), f"image {(bad_step + 1) * BATCH}"):
+            assert word in str(error.value)
+        after = dict(trainer.model.named_parameters())
+        assert all(parameter.isfinite().all() for parameter in after.values())
+        assert before and all(torch.equal(before[key], after[key]) for key in before.keys() & after.keys())
+
+
+@every_model
+def test_an_unknown_setting_is_refused_with_the_nearest_name(name):
+    schema = model_class(name).Config
+    key = next(iter(schema.model_fields))
+    with pytest.raises(ConfigError) as error:
+        validated(schema, {key[:-1] + "_": 1}, f"models.{name}")
+    assert f"did you mean {key!r}?" in str(error.value) and "\n" not in str(error.value)
+
+
+@every_model
+def test_every_setting_is_described_and_settings_survive_json(name):
+    schema = model_class(name).Config
+    assert all(field.description for field in schema.model_fields.values())
+    settings = schema(**TINY_MODELS.get(name, {}))
+    assert schema(**json.loads(settings.model_dump_json())) == settings
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+@every_model
+def test_the_declared_score_improves_with_training(name, four_sprites):
+    """On four images, by the model's own metric at the final size, against the untrained networks."""
+    model = build(name, four_sprites.spec, **LEARNING.get(name, {}))
+    untrained = copy.deepcopy(model)
+    images = 1200
+    once = {"num_images": images, "log_every": images, "checkpoint_every": images, "snapshot_every": images}
+    trainer = make_trainer(name, four_sprites, model=model, ema_half_life=50, **once)
+    trainer.run()
+    with trainer.open_loader(trainer.stages[-1], 0) as batches:
+        real = to_float(torch.cat([next(batches)["image"] for _ in range(8)]))
+
+    def score(model: GenerativeModel) -> float:
+        return evaluate(real, Sampler(model, trainer.progress(), {}, "cpu").sample(64))[model.metric.name]
+
+    start, end = score(untrained), score(trainer.ema)
+    assert model.metric.better(end, 0.7 * start if model.metric.direction == "min" else 1.4 * start), (start, end)

@@ -1,0 +1,467 @@
+"""The commands end to end, in a project of their own with tiny trainings."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import typer
+import yaml
+from conftest import Project, make_project
+from typer.testing import CliRunner, Result
+
+from genmodels import export
+from genmodels.config import load_params
+from pipelines import evaluate, register, report, sample, tracking, train
+from pipelines.run import Run, open_run, owned, read_events
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
+MODULE = [sys.executable, "-m", "pipelines.train"]
+
+
+def call(command, *arguments: object) -> Result:
+    """Runs a command in this process, as its script would."""
+    app = typer.Typer()
+    app.command()(command.main)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def succeed(command, *arguments: object) -> str:
+    result = call(command, *arguments)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def refused(command, *arguments: object) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    result = call(command, *arguments)
+    assert result.exit_code == 2, f"{result.output}\n{result.exception!r}"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def runs(project: Project, model: str) -> list[Run]:
+    folders = sorted(project.runs.glob(f"{model}-*"), key=lambda folder: (folder / "run.json").stat().st_ctime)
+    return [Run(folder) for folder in folders]
+
+
+def of_type(run: Run, kind: str) -> list[dict]:
+    return [event for event in run.events() if event["type"] == kind]
+
+
+def client():
+    return tracking._mlflow().MlflowClient()
+
+
+def versions(model: str) -> list:
+    return client().search_model_versions(f"name = '{model}'")
+
+
+@pytest.fixture(scope="module")
+def vae(project) -> Run:
+    """A finished training of the VAE."""
+    succeed(train, "--model", "vae", "--out", project.root / "data/models/vae")
+    (run,) = runs(project, "vae")
+    return run
+
+
+# --- before anything starts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    {
+        ("--model", "vea"): ["'vea'", "did you mean 'vae'?", "choices:"],
+        ("--model", "vae", "--set", "models.vae.latent_dmi=3"): ["latent_dmi", "did you mean 'latent_dim'?"],
+        ("--model", "vae", "--set", "models.vae.latent_dim"): ["expected key=value"],
+        ("--model", "vae", "--set", "models.vae.lr=0"): ["models.vae.lr", "greater than 0", "got 0"],
+        ("--model", "vae", "--recipe", "wied"): ["unknown recipe of vae 'wied'", "did you mean 'wide'?"],
+        ("--model", "vae", "--set", "models.vae.train.image_size=12"): ["image_size 12", "sizes 4, 8, 16"],
+        ("--model", "vae", "--set", "models.vae.train.domain=C"): ["domain 'C'", "domains A, B"],
+        ("--model", "vae", "--num-workers", "3"): ["batch_size 16", "does not divide by 3 workers"],
+        ("--model", "progan", "--set", "models.progan.train.num_images=99"): ["99 images are too few to grow"],
+        ("--model", "dcgan", "--set", "models.dcgan.penalty=gp"): ["discriminator_norm"],
+    }.items(),
+    ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_setting_is_one_line_and_starts_nothing(arguments, words, project):
+    line = refused(train, *arguments)
+    assert all(word in line for word in words), line
+    assert not list(project.root.glob("mlflow.db")) or not runs(project, arguments[1])
+
+
+def test_a_refused_command_shows_no_traceback(project):
+    arguments = ["--model", "vae", "--set", "models.vae.latent_dmi=3"]
+    result = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: models.vae.latent_dmi") and result.stderr.count("\n") == 1
+
+
+def test_a_dry_run_shows_the_plan_and_starts_nothing(project):
+    before = set(project.root.rglob("*"))
+    output = succeed(train, "--model", "progan", "--dry-run")
+    for words in ("progan on sprites", "generator: ", "stage 4 hold: 48 images of 4 px, batch 16", "stage 16 hold"):
+        assert words in output
+    assert set(project.root.rglob("*")) == before
+
+
+def test_the_printed_configuration_is_the_resolved_one(project):
+    printed = yaml.safe_load(succeed(train, "--model", "vae", "--recipe", "wide", "--print-config"))
+    config = load_params(project.root / "params.yaml").run("vae", "wide")
+    assert printed == config.to_json()
+    assert (printed["settings"]["width"], printed["train"]["seed"], printed["settings"]["beta"]) == (8, 7, 1.0)
+
+
+# --- a training and what it leaves -----------------------------------------------------------------------------------
+
+
+def test_a_training_is_an_mlflow_run_with_parameters_curves_and_pictures(vae, project):
+    run = client().get_run(vae.info["mlflow_run_id"])
+    assert run.info.status == "FINISHED" and run.info.run_name == vae.name
+    assert vae.info["status"] == "finished"
+    params = run.data.params
+    assert params["model"] == "vae" and params["settings.latent_dim"] == "4" and params["train.num_images"] == "256"
+    assert run.data.tags["data_digest"] == vae.info["data"]["digest"]
+    for kind, metric in (("log", "elbo/kl"), ("log", "images_per_second"), ("snapshot", "scores/swd")):
+        points = client().get_metric_history(run.info.run_id, metric)
+        expected = [
+            (
+                e["num_images"],
+                {**e.get("values", {}), **{f"scores/{k}": v for k, v in e.get("scores", {}).items()}}[metric],
+            )
+            for e in of_type(vae, kind)
+        ]
+        assert sorted((point.step, point.value) for point in points) == expected
+    assert [e["num_images"] for e in of_type(vae, "log")] == list(range(32, 257, 32))
+    assert [e["num_images"] for e in of_type(vae, "snapshot")] == [0, 128, 256]
+    images = [file.path for file in client().list_artifacts(run.info.run_id, "images")]
+    assert sorted(int(path.split("+step+")[1].split("+")[0]) for path in images if path.endswith(".png")) == [
+        0,
+        128,
+        256,
+    ]
+
+
+def test_the_best_weights_are_registered_as_champion(vae, project):
+    version = client().get_model_version_by_alias("vae", "champion")
+    config = export.read_config(vae.folder / "best")
+    assert version.tags["sha256"] == config["sha256"]
+    assert version.run_id == vae.info["mlflow_run_id"]
+    scores = {event["num_images"]: event["score"] for event in of_type(vae, "snapshot") if event["ranked"]}
+    assert float(version.tags["score"]) == min(scores.values()) == scores[config["progress"]["num_images"]]
+    assert client().get_model_version_by_alias("vae", "champion-sprites").version == version.version
+
+
+def test_what_goes_out_is_the_export_its_curves_and_a_summary(vae, project):
+    out = project.root / "data/models/vae"
+    summary = json.loads((out / "run.json").read_text())
+    assert summary["run"] == vae.name and summary["weights_sha256"] == of_type(vae, "finished")[0]["weights"]
+    assert export.read_config(out / "export") == export.read_config(vae.folder / "best")
+    history = evaluate.read_history(out / "scores.csv")
+    assert [row["num_images"] for row in history] == [0, 128, 256] and all("swd" in row for row in history)
+    assert {row["stage"] for row in history} == {"train"}  # proofs of growing models compare within a stage
+    assert "elbo/kl" in (out / "curves.csv").read_text()
+    assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_training_starts_anew_with_the_same_weights_and_version(vae, project):
+    succeed(train, "--model", "vae")
+    first, second = (run for run in runs(project, "vae") if run.name.rsplit("-", 1)[0] == vae.name.rsplit("-", 1)[0])
+    assert (first.name, second.name) == (vae.name, vae.name[:-1] + "2")
+    assert first.info["mlflow_run_id"] != second.info["mlflow_run_id"]
+    assert of_type(first, "finished")[0]["weights"] == of_type(second, "finished")[0]["weights"]
+    sha256 = export.read_config(vae.folder / "best")["sha256"]
+    assert len([version for version in versions("vae") if version.tags["sha256"] == sha256]) == 1
+
+
+def test_another_parameter_is_another_run(vae, project):
+    def opened(*overrides):
+        everything = load_params(project.root / "params.yaml", overrides)
+        return open_run(project.root / "elsewhere", everything.run("vae"), Path("shards"), "digest").name
+
+    assert opened() == opened("compute.num_workers=2")
+    assert len({opened(), opened("models.vae.lr=0.01"), opened("models.vae.train.seed=1")}) == 3
+
+
+def test_sampling_twice_writes_the_same_bytes(vae, project, tmp_path):
+    files = [tmp_path / f"{name}.png" for name in "abcd"]
+    for file in files[:2]:
+        succeed(sample, "--model", "vae@champion", "--num", 9, "--seed", 5, "--out", file)
+    succeed(sample, "--model", "vae@champion", "--num", 9, "--seed", 6, "--out", files[2])
+    succeed(sample, "--model", vae.folder / "best", "--num", 9, "--seed", 5, "--out", files[3])
+    a, b, other, folder = (file.read_bytes() for file in files)
+    assert a == b == folder != other
+    succeed(sample, "--model", "vae/1", "--num", 3, "--each", tmp_path / "each")
+    assert sorted(path.name for path in (tmp_path / "each").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_a_model_that_is_not_there_is_refused_with_what_is(vae, project):
+    assert "registered: vae" in refused(sample, "--model", "vea@champion", "--out", "x.png")
+    assert "registered: vae" in refused(sample, "--model", "no such folder", "--out", "x.png")
+    assert "--out" in refused(sample, "--model", "vae@champion")
+
+
+def test_evaluating_registering_and_reporting_follow(vae, project):
+    out = project.root / "data/evaluations/vae"
+    succeed(evaluate, "--model", project.root / "data/models/vae/export", "--out", out)
+    result = json.loads((out / "evaluation.json").read_text())
+    assert result["model"] == "vae" and result["scores"].keys() >= {"swd", "fid", "kid", "ms_ssim"}
+    assert result["proofs"] and result["protocol"]["data_digest"] == vae.info["data"]["digest"]
+    number = len(versions("vae"))
+    version_file = project.root / "version.json"
+    output = succeed(
+        register,
+        "--model",
+        project.root / "data/models/vae",
+        "--scores",
+        out / "evaluation.json",
+        "--out",
+        version_file,
+    )
+    assert "version 1, the champion" in output and len(versions("vae")) == number
+    assert json.loads(version_file.read_text()) == {"version": 1, "champion": True}
+    tags = client().get_model_version("vae", "1").tags
+    assert float(tags["fid"]) == pytest.approx(result["scores"]["fid"], rel=1e-4)
+    assert result["proofs"][0]["claim"][:20] in succeed(report).replace("\n", " ")
+    page = (project.root / "data/report/index.html").read_text()
+    assert "<h2>vae</h2>" in page and "data:image/png;base64," in page
+
+
+def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
+    """Of weights that are new to the registry."""
+    sampler = export.load(vae.folder / "best")
+    sampler.model.decoder.log_sigma.add_(1)
+    export.save(tmp_path / "new", sampler.model, sampler.progress)
+    before = {version.version for version in versions("vae")}
+
+    def register_once(_):
+        return tracking.register(tmp_path / "new", None, 1e9, "protocol", {})
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(register_once, range(8)))
+    (new,) = {version.version for version in versions("vae")} - before
+    assert {number for number, _ in results} == {int(new)}
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+def test_an_altered_or_missing_artefact_is_refused_before_it_is_registered(fault, vae, project, tmp_path):
+    shutil.copytree(project.root / "data/models/vae", tmp_path / "vae")
+    weights = tmp_path / "vae/export/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content) if fault == "altered" else weights.unlink()
+    before = len(versions("vae"))
+    assert "model.safetensors" in refused(register, "--model", tmp_path / "vae")
+    assert len(versions("vae")) == before
+
+
+def test_a_training_that_diverges_fails_by_name_and_is_never_registered(vae, project):
+    before = len(versions("vae"))
+    result = call(train, "--model", "vae", "--set", "models.vae.lr=1e30")
+    assert result.exit_code == 2
+    for word in ("error: vae: phase 'elbo', term", "became"):
+        assert word in result.stderr
+    run = runs(project, "vae")[-1]
+    assert run.info["status"] == "failed"
+    assert client().get_run(run.info["mlflow_run_id"]).info.status == "FAILED"
+    assert len(versions("vae")) == before
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_run(vae, project):
+    config = load_params(project.root / "params.yaml", ["models.vae.train.seed=99"]).run("vae")
+    run = open_run(project.runs, config, project.root / "data/shards/sprites", vae.info["data_digest"])
+    with owned(run):
+        result = call(train, "--model", "vae", "--set", "models.vae.train.seed=99")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: run {run.name} is held by process {os.getpid()} on ")
+    assert run.events() == []
+
+
+def test_a_training_outlives_a_dead_tracking_server(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    result = call(train, "--model", "vae", "--set", "models.vae.train.seed=2")
+    assert result.exit_code == 0, result.output
+    run = runs(project, "vae")[-1]
+    assert len(of_type(run, "finished")) == 1 and run.info["mlflow_run_id"] is None
+    assert "MLflow is away" in result.stderr and str(run.events_file) in result.stderr
+
+
+def test_a_tracking_server_that_never_answers_counts_as_away(project, vae, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(tracking.Tracker, "_send_new", lambda self: released.wait(60))
+    tracker = tracking.Tracker(vae, {}, {}).__enter__()
+    assert tracker.close("FINISHED", timeout=0.5) is False
+    released.set()
+    assert tracker.behind and isinstance(tracker.error, TimeoutError)
+
+
+# --- several workers, killed processes -------------------------------------------------------------------------------
+
+
+def command(project: Project, *arguments: str) -> list[str]:
+    return [*MODULE, "--model", "progan", *arguments]
+
+
+def finished(folder: Path) -> tuple[str, Run]:
+    """The final weights' sha256 of the only run in a storage folder."""
+    (run_file,) = folder.glob("progan-*/run.json")
+    run = Run(run_file.parent)
+    return of_type(run, "finished")[0]["weights"], run
+
+
+@pytest.mark.cluster
+def test_two_ray_workers_train_to_a_registered_version(project):
+    storage = "compute.storage_path=data/ray-runs"
+    result = subprocess.run(
+        command(project, "--num-workers", "2", "--set", storage, "--set", "compute.cpus_per_worker=1"),
+        env={**os.environ, **ONE_THREAD},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    _, run = finished(project.root / "data/ray-runs")
+    (started,) = of_type(run, "started")
+    assert started["workers"] == 2
+    assert client().get_run(run.info["mlflow_run_id"]).info.status == "FINISHED"
+    sha256 = export.read_config(run.folder / "best")["sha256"]
+    assert sha256 in {version.tags["sha256"] for version in versions("progan")}
+
+
+@pytest.fixture(scope="module")
+def chaos_project(tmp_path_factory, sprites_data) -> Project:
+    return make_project(tmp_path_factory.mktemp("chaos"), sprites_data)
+
+
+@contextmanager
+def running(project: Project, *settings: str) -> Iterator[subprocess.Popen]:
+    """A training in a session of its own, of which nothing is left afterwards."""
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    process = subprocess.Popen(
+        command(project, *arguments),
+        env={**os.environ, **ONE_THREAD, "GENMODELS_ROOT": str(project.root)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def wait_for_fade(storage: Path, process: subprocess.Popen) -> Run:
+    """Returns when the fade to 8 pixels is well under way, with a checkpoint inside it."""
+    for _ in range(2400):
+        assert process.poll() is None, process.stderr.read()
+        for file in storage.glob("progan-*/events.jsonl"):
+            events = read_events(file)[0]
+            logs = [event["values"]["stage"] for event in events if event["type"] == "log"]
+            if logs.count("8 fade") >= 5:
+                assert not any(event["type"] == "finished" for event in events)
+                return Run(file.parent)
+        time.sleep(0.05)
+    raise AssertionError("no fade in two minutes")
+
+
+LONG = (
+    "models.progan.hold_images=800",
+    "models.progan.fade_images=2400",
+    "models.progan.train.num_images=7200",
+    "models.progan.train.log_every=160",
+    "models.progan.train.checkpoint_every=640",
+    "models.progan.train.snapshot_every=2400",
+)
+
+
+def reference(project: Project, num_workers: int) -> str:
+    """The weights of an uninterrupted training in a storage folder of its own; each runs once."""
+    storage = project.root / f"data/reference-{num_workers}"
+    if not storage.exists():
+        settings = (*LONG, f"compute.storage_path=data/reference-{num_workers}", *workers(num_workers))
+        with running(project, *settings) as process:
+            finish(process)
+    return finished(storage)[0]
+
+
+def workers(num: int) -> tuple[str, ...]:
+    return (f"compute.num_workers={num}", *(["compute.cpus_per_worker=1"] if num else []))
+
+
+def assert_whole(run: Run) -> None:
+    """Every event is there exactly once, whatever was killed."""
+    for kind in ("log", "snapshot", "finished"):
+        shown = [event["num_images"] for event in of_type(run, kind)]
+        assert shown == sorted(set(shown)) != []
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_driver_killed_in_a_fade_goes_on_to_the_same_weights(num_workers, chaos_project):
+    name = f"driver-{num_workers}"
+    storage = chaos_project.root / f"data/{name}"
+    settings = (*LONG, f"compute.storage_path=data/{name}", *workers(num_workers))
+    with running(chaos_project, *settings) as process:
+        run = wait_for_fade(storage, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert all("Agent" in child.name() for child in alive), f"left behind: {alive}"  # Ray's own two take longer
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, f"left behind: {alive}"
+    mlflow_run = run.info["mlflow_run_id"]
+    assert mlflow_run and not of_type(run, "finished")
+    with running(chaos_project, *settings) as process:
+        finish(process)
+    weights, again = finished(storage)
+    assert again.folder == run.folder and again.info["mlflow_run_id"] == mlflow_run
+    resumed = [event["num_images"] for event in of_type(run, "started")]
+    assert len(resumed) == 2 and resumed[0] == 0 < resumed[1]
+    assert_whole(run)
+    assert weights == reference(chaos_project, num_workers)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_ray_worker_killed_in_a_fade_is_replaced_and_ends_with_the_same_weights(chaos_project):
+    storage = chaos_project.root / "data/worker"
+    with running(chaos_project, *LONG, "compute.storage_path=data/worker", *workers(2)) as process:
+        run = wait_for_fade(storage, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        victims = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+        assert len(victims) == 2
+        killed = time.time()
+        os.kill(victims[0].pid, signal.SIGKILL)
+        finish(process)
+    weights, _ = finished(storage)
+    first, second = of_type(run, "started")
+    assert first["num_images"] == 0 < second["num_images"]
+    assert second["time"] - killed < 60
+    assert_whole(run)
+    assert weights == reference(chaos_project, 2)
