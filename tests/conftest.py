@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
 from genmodels.data.sources import RenderedSource
+
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow machine")
 
 DATASET = {"source": "sprites", "image_size": 16, "num_images": 200, "shard_size": 64}
 TINY_MODELS = {  # settings that train in milliseconds; a model that is not named here trains with its defaults

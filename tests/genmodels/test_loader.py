@@ -297,5 +297,5 @@ def test_leaving_without_close_does_not_hang(folders):
         loader = Loader({str(folders[0])!r}, ["image"], 4, 8, 0, num_threads=2)
         print(next(loader)["image"].shape)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=300, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "torch.Size([8, 3, 4, 4])\n" and not done.stderr

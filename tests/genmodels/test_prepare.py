@@ -213,7 +213,7 @@ def test_a_killed_run_keeps_the_old_data_and_blocks_nobody(source, tmp_path):
         kill = lambda done, total: done == 20 and os.kill(os.getpid(), signal.SIGKILL)
         prepare("toy", changed, Path({str(out)!r}), Path("/"), 1, kill)
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=120)
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=600)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / ".out.partial").exists() and contents(out) == before
     assert prepare("toy", config(source, image_size=16), out, tmp_path, 1).image_size == 16
