@@ -214,6 +214,8 @@ class Trainer:
     def _log(self) -> None:
         """Reads the interval's scalars from the device, the only wait for it, and hands on their means."""
         names = list(self._interval.values)
+        if not names:
+            return  # no phase ran
         sums = torch.stack([torch.stack([v.float() for v in self._interval.values[name]]).sum() for name in names])
         distributed.average([sums])
         means = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,11 @@ class Judge:
         return self._reals[size]
 
     def score(self, sampler: Sampler) -> dict[str, float]:
-        """All scores of a sampler's images at its current size; NaN throughout if it makes non-finite images."""
+        """All scores of a sampler's images at its current size; NaN for its metric if an image is not finite."""
         reals = self.reals(sampler.progress.stage.image_size).to(self.device)
         samples = sampler.sample(len(reals), self.config.evaluation.seed + 1).to(self.device)
+        if not torch.isfinite(samples).all():
+            return {sampler.model.metric.name: math.nan}  # never the best, and the training goes on
         return evaluate(reals, samples, self.extractor, seed=self.config.evaluation.seed)
 
     def protocol(self, image_size: int) -> Protocol:
