@@ -31,9 +31,9 @@ def main(
     """Computes every score by the protocol of params.yaml, beside real against real, and the model's proofs."""
     from genmodels import export
     from genmodels.files import write_json
-    from pipelines import tracking
+    from pipelines import registry, tracking
 
-    folder = tracking.find(model)
+    folder = registry.find(model)
     result = evaluate(params(overrides), folder, export.load(folder))
     show(result)
     if out:

@@ -23,7 +23,7 @@ def main(
     """Makes sure that MODEL is a version with its scores as tags, and that `champion` is the best."""
     from genmodels.metrics.evaluate import Protocol
     from genmodels.model import model_class
-    from pipelines import tracking
+    from pipelines import registry
 
     for path in (model / "export", model / "run.json", *([scores] if scores else [])):
         if not path.exists():
@@ -36,7 +36,7 @@ def main(
         protocol = Protocol(**measured["protocol"]).digest
         tags |= {name: f"{value:.5g}" for name, value in measured["scores"].items()}
         tags["proofs"] = f"{sum(proof['holds'] for proof in measured['proofs'])} of {len(measured['proofs'])} shown"
-    version, champion = tracking.register(model / "export", run.get("mlflow_run_id"), score, protocol, tags)
+    version, champion = registry.register(model / "export", run.get("mlflow_run_id"), score, protocol, tags)
     print(f"version {version}{', the champion' if champion else ''}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,9 +29,9 @@ def main(
     if out is None and each is None:
         raise UserError("nowhere to write: give --out grid.png, --each DIR, or both")
     from genmodels import export, pictures
-    from pipelines import tracking
+    from pipelines import registry
 
-    sampler = export.load(tracking.find(model), device)
+    sampler = export.load(registry.find(model), device)
     images = sampler.interpolate(num, WALK_STEPS, seed) if interpolate else sampler.sample(num, seed)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

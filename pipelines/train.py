@@ -155,7 +155,7 @@ def finish(run: Run, tracker: Any) -> Event:
     """Registers the best weights, and says what came out."""
     from genmodels import export
     from genmodels.metrics.evaluate import Protocol
-    from pipelines import tracking
+    from pipelines import registry, tracking
 
     events = run.events()
     final = next(event for event in reversed(events) if event["type"] == "finished")
@@ -172,7 +172,7 @@ def finish(run: Run, tracker: Any) -> Event:
     if not tracker.behind:
         run_id = run.info["mlflow_run_id"]
         tags = {"run": run.name, "data_digest": run.info["data_digest"], **tracking.git_tags()}
-        version, champion = tracking.register(best, run_id, snapshot["score"], protocol, tags)
+        version, champion = registry.register(best, run_id, snapshot["score"], protocol, tags)
         summary |= {"mlflow_run_id": run_id, "version": version}
         print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
         print(f"  sample it: python pipelines/sample.py --model {run.config.model}/{version} --num 64 --out grid.png")

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from genmodels import export
 from genmodels.config import load_params
-from pipelines import evaluate, register, report, sample, tracking, train
+from pipelines import evaluate, register, registry, report, sample, tracking, train
 from pipelines.run import Run, open_run, owned, read_events
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
@@ -65,7 +65,7 @@ def of_type(run: Run, kind: str) -> list[dict]:
 
 
 def client():
-    return tracking._mlflow().MlflowClient()
+    return tracking.connected().MlflowClient()
 
 
 def versions(model: str) -> list:
@@ -250,7 +250,7 @@ def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
     before = {version.version for version in versions("vae")}
 
     def register_once(_):
-        return tracking.register(tmp_path / "new", None, 1e9, "protocol", {})
+        return registry.register(tmp_path / "new", None, 1e9, "protocol", {})
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(register_once, range(8)))
