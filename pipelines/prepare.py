@@ -5,11 +5,14 @@ python pipelines/prepare.py --dataset sprites
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.project import Overrides, command, params, root, shards
+
+if TYPE_CHECKING:
+    from genmodels.config import Params
 
 
 @command
@@ -22,12 +25,12 @@ def main(
     prepare(params(overrides), dataset, num_processes)
 
 
-def prepare(all_params, dataset: str, num_processes: int | None = None) -> None:  # type: ignore[no-untyped-def]
+def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
     """Prepares one data set and prints what it holds."""
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
 
-    config = all_params.dataset(dataset)
+    config = everything.dataset(dataset)
     spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes)
     manifest = open_shards(shards(dataset))
     domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
