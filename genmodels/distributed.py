@@ -53,9 +53,3 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size
     dist.gather_object(value, values if rank == 0 else None)
     return values if rank == 0 else []
-
-
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()

@@ -25,8 +25,8 @@ RAY_SETTINGS = {
 def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig:
     """`num_workers: auto` as a number: one a GPU of the cluster; without GPUs two, or one on a single core.
 
-    Small networks gain by processes, not by threads (ProGAN at 16 px, busy machine: two threads at 0.3 to 0.5 of one). It is the largest
-    number up to that which divides every batch.
+    It is the largest number up to that which divides every batch. Small networks gain by processes, not by threads:
+    ProGAN at 16 px on a busy machine ran on two threads at 0.3 to 0.5 of one.
     """
     if compute.num_workers != "auto":
         return compute

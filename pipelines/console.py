@@ -18,7 +18,7 @@ class Console:
     """Follows a run's events from a thread of its own and prints them."""
 
     def __init__(self, run: Run, stages: tuple[Stage, ...]):
-        self.run, self.stages = run, stages
+        self.run = run
         self.ends = {stage.name: sum(s.num_images for s in stages[: i + 1]) for i, stage in enumerate(stages)}
         self._offset = read_events(run.events_file)[1]  # only what happens from now on
         self._stop = threading.Event()
