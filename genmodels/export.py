@@ -1,6 +1,6 @@
 """A sampling folder: averaged weights, what rebuilds their networks, and a card. No pickle anywhere.
 
-model.safetensors   the networks that sampling needs
+model.safetensors   the networks that sampling needs, and held-out conditions to sample under
 config.json         model, settings, data, stage, sha256 of the weights
 README.md           the model card
 """
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from genmodels.data.fields import DataSpec
 from genmodels.files import replace_folder, sha256_file, write_json
-from genmodels.model import GenerativeModel, Progress, Stage, mix_seed, model_class
+from genmodels.model import Batch, GenerativeModel, Progress, Stage, mix_seed, model_class
 
+CONDITIONS = "conditions"  # prefix of the conditions among the tensors
 CHUNK = 16  # latents are drawn and decoded in chunks of this size, so that image i does not depend on how many follow
 
 
@@ -30,13 +31,31 @@ class ExportError(ValueError):
 class Sampler:
     """A model's averaged networks, ready to sample; what `load` returns."""
 
-    def __init__(self, model: GenerativeModel, progress: Progress, info: dict[str, Any], device: torch.device | str):
+    def __init__(
+        self,
+        model: GenerativeModel,
+        progress: Progress,
+        info: dict[str, Any],
+        device: torch.device | str,
+        conditions: Batch | None = None,
+    ):
         self.model, self.progress, self.info, self.device = model, progress, info, torch.device(device)
+        self.conditions = conditions or {}
         self.nets = [getattr(model, name) for name in model.ema_nets]
 
-    def sample(self, num: int, seed: int = 0, cond: Tensor | None = None) -> Tensor:
-        """Images [num, C, H, W] in [-1, 1] on the CPU; image i is a function of (seed, i) alone."""
-        return self.decode(self.latents(num, seed), cond)
+    def sample(self, num: int, seed: int = 0, cond: Batch | None = None) -> Tensor:
+        """Images [num, C, H, W] in [-1, 1] on the CPU; image i is a function of (seed, i, cond) alone.
+
+        cond: tensors [K, ...] as `encode_condition` makes them, used in turn; None: the held-out conditions that were
+        exported with the model, where it needs any.
+        """
+        return self.decode(
+            self.latents(num, seed), self.conditions_for(num, seed) if cond is None else turns(cond, num)
+        )
+
+    def conditions_for(self, num: int, seed: int = 0) -> Batch:
+        """The exported conditions [num, ...] in turn; the seed says with which to begin."""
+        return turns(self.conditions, num, start=seed * CHUNK)
 
     def latents(self, num: int, seed: int = 0) -> Tensor:
         """Latents [num, ...] on the CPU."""
@@ -46,27 +65,39 @@ class Sampler:
             chunks.append(self.model.latent(CHUNK, generator))
         return torch.cat(chunks)[:num]
 
-    def interpolate(self, num: int, steps: int, seed: int = 0) -> Tensor:
-        """`num` walks of `steps` images between pairs of latents, [num * steps, C, H, W], along great circles."""
+    def interpolate(self, num: int, steps: int, seed: int = 0, cond: Batch | None = None) -> Tensor:
+        """`num` walks of `steps` images between pairs of latents, [num * steps, C, H, W], along great circles.
+
+        The condition stays the same along a walk.
+        """
         ends = self.latents(2 * num, seed)
         t = torch.linspace(0, 1, steps)
         walks = [slerp(ends[2 * i], ends[2 * i + 1], t) for i in range(num)]
-        return self.decode(torch.cat(walks))
+        conditions = self.conditions_for(num, seed) if cond is None else turns(cond, num)
+        return self.decode(
+            torch.cat(walks), {key: value.repeat_interleave(steps, 0) for key, value in conditions.items()}
+        )
+
+    def traverse(self, steps: int, seed: int = 0) -> Tensor:
+        """The model's traversal from the seed's first latent, [rows * steps, C, H, W]; row by row."""
+        rows = self.model.traversal(self.latents(1, seed)[0], steps).flatten(0, 1)
+        return self.decode(
+            rows, turns({key: value[:1] for key, value in self.conditions_for(1, seed).items()}, len(rows))
+        )
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images [num, C, H, W] in [-1, 1] of given latents, on the CPU."""
+    def decode(self, latents: Tensor, cond: Batch) -> Tensor:
+        """Images [num, C, H, W] in [-1, 1] of given latents and conditions [num, ...], on the CPU."""
         images = []
         for start in range(0, len(latents), CHUNK):
-            latent = latents[start : start + CHUNK]
-            part = None if cond is None else cond[start : start + CHUNK]
-            images.append(self._decode_chunk(latent, part))
+            part = {key: value[start : start + CHUNK] for key, value in cond.items()}
+            images.append(self._decode_chunk(latents[start : start + CHUNK], part))
         return torch.cat(images)
 
-    def _decode_chunk(self, latent: Tensor, cond: Tensor | None) -> Tensor:
+    def _decode_chunk(self, latent: Tensor, cond: Batch) -> Tensor:
         num = len(latent)
         latent = _padded(latent).to(self.device)
-        cond = None if cond is None else _padded(cond).to(self.device)
+        cond = {key: _padded(value).to(self.device) for key, value in cond.items()}
         modes = [net.training for net in self.nets]
         for net in self.nets:
             net.eval()
@@ -76,12 +107,19 @@ class Sampler:
         return images
 
 
-def save(folder: Path, model: GenerativeModel, progress: Progress, info: dict[str, Any] | None = None) -> str:
+def save(
+    folder: Path,
+    model: GenerativeModel,
+    progress: Progress,
+    info: dict[str, Any] | None = None,
+    conditions: Batch | None = None,
+) -> str:
     """Writes the sampling folder in one move and returns the sha256 of the weights.
 
     model: with averaged networks in the place of the live ones. info: anything of JSON about the training.
+    conditions: what `sample` conditions on when it is told nothing else; they lie beside the weights.
     """
-    tensors = {}
+    tensors = {f"{CONDITIONS}.{key}": value.cpu().contiguous() for key, value in (conditions or {}).items()}
     for net in (*model.ema_nets, *model.proof_nets):
         for name, tensor in getattr(model, net).state_dict().items():
             tensors[f"{net}.{name}"] = tensor.detach().cpu().contiguous()
@@ -117,13 +155,12 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
     model = cls(cls.Config(**config["settings"]), DataSpec.from_json(config["data"]))
     tensors = safetensors.torch.load_file(weights)
     for name in list(model._modules):
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        if own:
+        if own := _below(name, tensors):
             getattr(model, name).load_state_dict(own)
         else:
             delattr(model, name)
     model.requires_grad_(False).eval().to(device)
-    return Sampler(model, _progress(config["progress"]), config, device)
+    return Sampler(model, _progress(config["progress"]), config, device, _below(CONDITIONS, tensors))
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -167,6 +204,15 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     angle = torch.arccos(cosine).clamp(min=1e-6)
     t = t.view(-1, *[1] * start.dim())
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+
+
+def turns(cond: Batch, num: int, start: int = 0) -> Batch:
+    """Conditions [K, ...] -> [num, ...], from number `start` on and round again."""
+    return {key: value[(torch.arange(num) + start) % len(value)] for key, value in cond.items()}
+
+
+def _below(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import typer
 from pipelines.project import Overrides, UserError, command, extractor_path, params, shards
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from genmodels.config import Params
     from genmodels.export import Sampler
 
@@ -34,12 +36,13 @@ def main(
     from pipelines import registry, tracking
 
     folder = registry.find(model)
-    result = evaluate(params(overrides), folder, export.load(folder))
+    result, pictures = evaluate(params(overrides), folder, export.load(folder))
     show(result)
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "evaluation.json", result)
         write_json(out / "scores.json", summary(result))
+        save_pictures(pictures, out / "pictures")
     if run_id := _run_id(folder):
         tracking.log_scores(run_id, summary(result), result, result["num_images"])
 
@@ -60,21 +63,18 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
     return {**result["scores"], "proofs_shown": sum(proof["holds"] for proof in proofs), "proofs": len(proofs)}
 
 
-def evaluate(everything: Params, folder: Path, sampler: Sampler) -> dict[str, Any]:
-    """Scores, their protocol and scale, and proofs, as plain values."""
+def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Scores, their protocol and scale, and proofs, as plain values; and the pictures that go with them."""
     from dataclasses import asdict
 
-    import torch
-
     from genmodels.data.fields import DataSpec
-    from genmodels.data.reader import ShardReader
     from genmodels.data.shards import open_shards
     from genmodels.metrics.evaluate import reference_scores
     from genmodels.metrics.features import extract
-    from genmodels.metrics.judge import Judge, ensure_extractor, read_images
+    from genmodels.metrics.judge import Judge, ensure_extractor
     from genmodels.model import ProofContext
 
-    info = sampler.info
+    info, model = sampler.info, sampler.model
     spec, config = DataSpec.from_json(info["data"]), everything.run(info["model"])
     path = shards(spec.name)
     if open_shards(path).spec.digest != spec.digest:
@@ -83,28 +83,36 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> dict[str, An
     extractor = ensure_extractor(extractor_file, path, spec, config.evaluation)
     judge = Judge(path, spec, config, extractor_file)
     size = sampler.progress.stage.image_size
-    scores, test_images = judge.score(sampler), judge.reals(size)
-    train = ShardReader(path, "train", size, judge.domain)
-    test = ShardReader(path, judge.split, size, judge.domain)
+    scores = judge.score(sampler)
+    test, paired = judge.held_out(size)
     context = ProofContext(
-        train_images=read_images(train, NUM_PROOF_IMAGES),
-        test_images=test_images,
-        train_labels=torch.from_numpy(train.labels[:NUM_PROOF_IMAGES]).long() if spec.classes else None,
-        test_labels=torch.from_numpy(test.labels[: len(test_images)]).long() if spec.classes else None,
-        samples=sampler.sample(len(test_images), config.evaluation.seed + 1),
+        train=judge.read("train", size, NUM_PROOF_IMAGES)[0],
+        test=test,
+        paired=paired,
+        samples=judge.samples(sampler),
         features=lambda images: extract(extractor, images),
         scores=scores,
         history=read_history(folder.parent / "scores.csv"),
     )
-    return {
+    result = {
         "model": info["model"],
         "sha256": info["sha256"],
         "num_images": sampler.progress.num_images,
         "scores": scores,
-        "real_vs_real": reference_scores(judge.reals(size), extractor),
-        "protocol": judge.protocol(size).to_json(),
-        "proofs": [asdict(proof) for proof in sampler.model.proofs(context)],
+        "real_vs_real": reference_scores(judge.reals(model, size), extractor),
+        "protocol": judge.protocol(model, size).to_json(),
+        "proofs": [asdict(proof) for proof in model.proofs(context)],
     }
+    return result, model.pictures(context)
+
+
+def save_pictures(pictures: dict[str, Tensor], folder: Path) -> None:
+    """Writes each [rows, columns, C, H, W] as one grid, NAME.png."""
+    from genmodels.pictures import grid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images in pictures.items():
+        grid(images.flatten(0, 1), columns=images.shape[1]).save(folder / f"{name}.png")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -1,44 +1,96 @@
 """Samples a registered model, or a sampling folder.
 
 python pipelines/sample.py --model progan@champion --num 64 --seed 0 --out grid.png
+python pipelines/sample.py --model text2image@champion --caption "a red cat at night" --num 8 --out cats.png
+python pipelines/sample.py --model cyclegan@champion --source photographs/ --out translated.png
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.project import UserError, command
 
-WALK_STEPS = 10  # images of one interpolation
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genmodels.data.fields import DataSpec
+
+STEPS = 10  # images of one interpolation or traversal
 
 
 @command
 def main(
     model: Annotated[str, typer.Option(help="NAME@ALIAS, NAME/VERSION, an MLflow run id, or a sampling folder")],
-    num: Annotated[int, typer.Option(min=1, max=1_000_000, help="images; with --interpolate: walks")] = 64,
+    num: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="images; with --interpolate: walks")] = None,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
     out: Annotated[Path | None, typer.Option(help="a grid, as PNG")] = None,
     each: Annotated[Path | None, typer.Option(help="a folder for single PNGs")] = None,
     interpolate: Annotated[bool, typer.Option("--interpolate", help="walks between latents, one a row")] = False,
+    traverse: Annotated[bool, typer.Option("--traverse", help="one code or coordinate moves, a row each")] = False,
+    label: Annotated[str | None, typer.Option("--class", help="the class to sample")] = None,
+    caption: Annotated[list[str] | None, typer.Option(help="what to show; may be given several times")] = None,
+    source: Annotated[Path | None, typer.Option(help="images to translate or reconstruct: a file or a folder")] = None,
+    direction: Annotated[str | None, typer.Option(help="of a translation between domains: A2B or B2A")] = None,
+    attributes: Annotated[str | None, typer.Option(help="to change in the source's own: hat=1,night=0")] = None,
+    patches: Annotated[Path | None, typer.Option(help="key patches to build a whole image from: a folder")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Writes images of MODEL."""
     if out is None and each is None:
         raise UserError("nowhere to write: give --out grid.png, --each DIR, or both")
+    if interpolate and traverse:
+        raise UserError("--interpolate and --traverse are two different pictures; choose one")
     from genmodels import export, pictures
     from pipelines import registry
 
     sampler = export.load(registry.find(model), device)
-    images = sampler.interpolate(num, WALK_STEPS, seed) if interpolate else sampler.sample(num, seed)
+    given: dict[str, Any] = {"label": label, "caption": caption, "direction": direction, "attributes": attributes}
+    for key, path in (("source", source), ("patches", patches)):
+        given[key] = None if path is None else read_images(path, sampler.model.data)
+    given = {key: value for key, value in given.items() if value is not None}
+    cond = sampler.model.encode_condition(**given) if given else None
+    columns = STEPS if interpolate or traverse else None
+    if traverse:
+        images = sampler.traverse(STEPS, seed)
+    elif interpolate:
+        images = sampler.interpolate(num or 8, STEPS, seed, cond)
+    else:
+        num = num or (len(next(iter(cond.values()))) if cond else 64)
+        images = sampler.sample(num, seed, cond)
+        used = sampler.conditions_for(num, seed) if cond is None else export.turns(cond, num)
+        shown = sampler.model.present(images, used)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.grid(images, columns=WALK_STEPS if interpolate else None).save(out)
+        pictures.grid(images if columns else shown, columns).save(out)
         print(out)
     if each:
         print(f"{len(pictures.save_each(images, each))} images in {each}")
+
+
+def read_images(path: Path, spec: DataSpec) -> Tensor:
+    """A file, or a folder's image files in order of name, as the model's data were read: [N, C, S, S] in [-1, 1]."""
+    import numpy as np
+    import torch
+
+    from genmodels.config import DatasetConfig
+    from genmodels.data.images import Rejected, decode
+    from genmodels.trainer import to_float
+
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    config = DatasetConfig(source=str(path), image_size=spec.image_size, channels=spec.channels)
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(decode(file.read_bytes(), config))
+        except (Rejected, OSError) as error:
+            raise UserError(f"{file}: {error}") from None
+    if not pixels:
+        raise UserError(f"{path} holds no images")
+    return to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
 
 if __name__ == "__main__":

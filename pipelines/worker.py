@@ -88,25 +88,27 @@ def _hooks(run: Run, log: EventLog, judge: Judge) -> Hooks:
         checkpoint.save(run.folder / "checkpoints", num_images, state, config.train.keep_checkpoints)
 
     def snapshot(model: GenerativeModel, progress: Progress) -> None:
-        sampler = export.Sampler(model, progress, {}, judge.device)
+        size = progress.stage.image_size
+        conditions = export.turns(judge.conditions(model, size), NUM_GRID)
+        sampler = export.Sampler(model, progress, {}, judge.device, conditions)
         picture = run.folder / "samples" / f"{progress.num_images:012d}.png"
         picture.parent.mkdir(exist_ok=True)
-        pictures.grid(sampler.sample(NUM_GRID), min_side=32).save(picture)
+        pictures.grid(model.present(sampler.sample(NUM_GRID), conditions), min_side=32).save(picture)
         scores = judge.score(sampler)
-        final_size = progress.stage.image_size == model.data.image_size and progress.num_images > 0
+        final_size = size == model.data.image_size and progress.num_images > 0
         score = scores[model.metric.name]
         best = _best_before(run, model, progress.num_images)
         info = {"run": run.name, "images shown": progress.num_images, f"score ({model.metric.name})": score}
-        export.save(run.folder / "last", model, progress, info)
+        export.save(run.folder / "last", model, progress, info, conditions)
         if final_size and model.metric.better(score, best):
-            export.save(run.folder / "best", model, progress, info)
+            export.save(run.folder / "best", model, progress, info, conditions)
         log.add(
             "snapshot",
             progress.num_images,
             stage=progress.stage.name,
             scores=scores,
             score=score,
-            protocol=judge.protocol(progress.stage.image_size).to_json(),
+            protocol=judge.protocol(model, size).to_json(),
             picture=str(picture.relative_to(run.folder)),
             ranked=final_size,
         )

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, settings
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
-from genmodels.data.sources import RenderedSource
 
 settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slow machine")
@@ -50,16 +49,10 @@ def sprites_data(tmp_path_factory) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def four_sprites(tmp_path_factory) -> Prepared:
-    """A data set of four images: sprites, all of them for training."""
-    folder = tmp_path_factory.mktemp("four")
-    source = RenderedSource(20, 16)
-    for record in list(source.records())[:4]:
-        path = folder / "source" / f"{record.key.replace('/', '-')}.png"
-        path.parent.mkdir(exist_ok=True)
-        source.read(record).save(path)
-    config = DatasetConfig(source=str(folder / "source"), image_size=16, holdout=0)
-    return Prepared(folder / "four", prepare("four", config, folder / "four", folder, 1))
+def few_sprites(tmp_path_factory) -> Prepared:
+    """The smallest data set that has everything: 20 sprites of 16 pixels."""
+    folder = tmp_path_factory.mktemp("few") / "few"
+    return Prepared(folder, prepare("few", DatasetConfig(**{**DATASET, "num_images": 20}), folder, folder, 1))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ class DataSpec:
     """What a model may know of its data set. Stored in the shards' manifest and in every export."""
 
     name: str
-    channels: int  # 1 or 3
+    channels: int  # 1 or 3; 2 for points of the plane, stored as images of one pixel
     image_size: int  # pixels; the size a model trains at (a training may choose a lower level of the pyramid)
     sizes: tuple[int, ...]  # sizes of the pyramid that lie on disk, ascending
     num_train: int  # images of the training split
@@ -20,7 +20,9 @@ class DataSpec:
     attributes: tuple[str, ...] = ()  # names of the 0/1 attributes; empty without
     domains: tuple[str, ...] = ()  # names of unpaired domains, say ("A", "B"); empty without
     num_parts: int = 0  # key-part boxes an image; 0 without
-    captions: bool = False
+    vocabulary: tuple[str, ...] = ()  # the words of the training captions; empty without captions
+    num_captions: int = 0  # captions an image; where it has fewer they repeat
+    num_words: int = 0  # tokens a caption, padding included
     digest: str = ""  # sha256 over the shards: the data's identity
 
     @property
@@ -31,7 +33,7 @@ class DataSpec:
             "label": self.classes,
             "attributes": self.attributes,
             "parts": self.num_parts,
-            "caption": self.captions,
+            "caption": self.vocabulary,
         }
         return tuple(offered + [key for key, present in optional.items() if present])
 

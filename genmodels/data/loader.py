@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels.data.reader import ShardReader
+from genmodels.data.captions import encode
+from genmodels.data.reader import ShardReader, paired_ids
 from genmodels.data.shards import open_shards
 from genmodels.model import Batch, mix_seed
 from genmodels.text import nearest
@@ -78,9 +79,10 @@ class Loader(Iterator[Batch]):
     """The training split in batches, for ever; this rank's slice of each.
 
     A batch holds the `keys` asked for, on the CPU: `image`, `image_A`, `image_B` uint8 [B, C, H, W] (memory order
-    HWC), `label` int64 [B], `attributes` float32 [B, A] of 0 and 1, `parts` float32 [B, P, 4]. Domain images are
-    streams of their own, unpaired. `start` is the number of images shown before: a loader that starts there goes on
-    exactly; after n batches the position is start + n * batch_size. A context manager; `close` ends its threads.
+    HWC), `label` int64 [B], `attributes` float32 [B, A] of 0 and 1, `parts` float32 [B, P, 4],
+    `caption` int64 [B, K, L] tokens of K captions. Domain images are streams of their own, unpaired. `start` is the
+    number of images shown before: a loader that starts there goes on exactly; after n batches the position is
+    start + n * batch_size. A context manager; `close` ends its threads.
 
     ValueError names the key, size, domain or batch size that the data cannot serve.
     """
@@ -212,10 +214,38 @@ def _part_field(reader: ShardReader) -> Field:
     return parts
 
 
-# A new key of the batch is one line here. Caption tokens will be one: they need a tokenizer beside the reader.
+def _caption_field(reader: ShardReader) -> Field:
+    spec = reader.spec
+    chosen = [each[i % len(each)] for each in reader.captions for i in range(spec.num_captions)]
+    tokens = encode(chosen, spec.vocabulary, spec.num_words).reshape(reader.num, spec.num_captions, spec.num_words)
+    return lambda ids, flip: torch.from_numpy(tokens[ids])
+
+
+# A new key of the batch is one line here.
 FIELDS: dict[str, Callable[[ShardReader], Field]] = {
     "image": _image_field,
     "label": _label_field,
     "attributes": _attribute_field,
     "parts": _part_field,
+    "caption": _caption_field,
 }
+
+
+def read_split(folder: Path, split: str, image_size: int, num: int, domain: str | None = None) -> tuple[Batch, bool]:
+    """The first samples of a split, at most `num`, with every key that the data set offers; in order of storage.
+
+    The second value says whether image_A and image_B are aligned: where both domains hold files of the same name,
+    only those are read.
+    """
+    reader = ShardReader(folder, split, image_size, domain)
+    ids = np.arange(min(reader.num, num))
+    batch = {key: FIELDS[key](reader)(ids, np.zeros(len(ids), bool)) for key in FIELDS if key in reader.spec.keys}
+    readers = {name: ShardReader(folder, split, image_size, name) for name in reader.spec.domains}
+    ids_of = {name: np.arange(each.num) for name, each in readers.items()}
+    paired = len(readers) == 2 and len(paired_ids(*readers.values())[0]) > 0
+    if paired:
+        ids_of = dict(zip(readers, paired_ids(*readers.values()), strict=True))
+    for name, each in readers.items():
+        chosen = ids_of[name][:num]
+        batch[f"image_{name}"] = _image_field(each)(chosen, np.zeros(len(chosen), bool))
+    return batch, paired

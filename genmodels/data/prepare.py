@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels.config import DatasetConfig
+from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.decode import Decoder, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record
 from genmodels.data.images import is_upscaled, pyramid_sizes
@@ -309,8 +310,19 @@ class _Preparation:
             attributes=tuple(self.source.attributes),
             domains=tuple(self.source.domains),
             num_parts=self.decoder.num_parts,
-            captions=all(row["captions"] for row in rows),
+            **self._caption_facts(rows),
         )
+
+    def _caption_facts(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Vocabulary and sizes of the captions, where every image has one."""
+        if not all(row["captions"] for row in rows):
+            return {}
+        captions = [caption for row in self.rows["train"] for caption in row["captions"]]
+        return {
+            "vocabulary": build_vocabulary(captions),
+            "num_captions": max(len(row["captions"]) for row in rows),
+            "num_words": min(MAX_WORDS, max(len(words(caption)) for caption in captions)),
+        }
 
 
 def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[str, Sample]]:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from genmodels.config import EvaluationConfig, RunConfig
 from genmodels.data.fields import DataSpec
+from genmodels.data.loader import read_split
 from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
 from genmodels.files import write_atomic
 from genmodels.metrics.evaluate import Protocol, evaluate
 from genmodels.metrics.features import Extractor, load_extractor, save_extractor, train_extractor
+from genmodels.model import Batch, GenerativeModel
 from genmodels.trainer import to_float
 
 EXTRACTOR_SIZE = 32  # the feature network sees the smallest level of the pyramid that is at least this
@@ -30,26 +32,44 @@ class Judge:
         self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
         self.extractor = load_extractor(extractor).to(self.device) if extractor.is_file() else None
         self.domain = spec.domain_of_image(config.train.domain)
-        self._reals: dict[int, Tensor] = {}
+        self._held_out: dict[int, tuple[Batch, bool]] = {}
 
-    def reals(self, size: int) -> Tensor:
-        """Held-out images of one size, [N, C, size, size] in [-1, 1], at most the protocol's number."""
-        if size not in self._reals:
-            reader = ShardReader(self.shards, self.split, size, self.domain)
-            self._reals[size] = read_images(reader, self.config.evaluation.num_images)
-        return self._reals[size]
+    def held_out(self, size: int) -> tuple[Batch, bool]:
+        """Held-out samples of one size, at most the protocol's number; and whether its domains are aligned."""
+        if size not in self._held_out:
+            self._held_out[size] = self.read(self.split, size, self.config.evaluation.num_images)
+        return self._held_out[size]
+
+    def read(self, split: str, size: int, num: int) -> tuple[Batch, bool]:
+        """As `held_out`, of any split; images in [-1, 1]."""
+        batch, paired = read_split(self.shards, split, size, num, self.domain)
+        return {key: to_float(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}, paired
+
+    def reals(self, model: GenerativeModel, size: int) -> Tensor:
+        """The held-out images that a model's samples are compared with, [N, C, size, size] in [-1, 1]."""
+        return self.held_out(size)[0][model.output_key]
+
+    def conditions(self, model: GenerativeModel, size: int) -> Batch:
+        """Conditions of held-out data, one a held-out sample; empty for a model that needs none."""
+        return model.condition(self.held_out(size)[0])
+
+    def samples(self, sampler: Sampler) -> Tensor:
+        """As many images of a sampler as there are reals, under the held-out conditions."""
+        size = sampler.progress.stage.image_size
+        num = len(self.reals(sampler.model, size))
+        return sampler.sample(num, self.config.evaluation.seed + 1, self.conditions(sampler.model, size))
 
     def score(self, sampler: Sampler) -> dict[str, float]:
         """All scores of a sampler's images at its current size; NaN for its metric if an image is not finite."""
-        reals = self.reals(sampler.progress.stage.image_size).to(self.device)
-        samples = sampler.sample(len(reals), self.config.evaluation.seed + 1).to(self.device)
+        reals = self.reals(sampler.model, sampler.progress.stage.image_size).to(self.device)
+        samples = self.samples(sampler).to(self.device)
         if not torch.isfinite(samples).all():
             return {sampler.model.metric.name: math.nan}  # never the best, and the training goes on
         return evaluate(reals, samples, self.extractor, seed=self.config.evaluation.seed)
 
-    def protocol(self, image_size: int) -> Protocol:
+    def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
-        reals = self.reals(image_size)
+        reals = self.reals(model, image_size)
         return Protocol.of(reals, reals, self.extractor, self.spec.digest, self.split)
 
     @property

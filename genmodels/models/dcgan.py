@@ -140,7 +140,7 @@ class DCGAN(GenerativeModel):
         """U(-1, 1), [num, Z]."""
         return 2 * torch.rand(num, self.config.latent_dim, generator=generator) - 1
 
-    def generate(self, latent: Tensor, cond: Tensor | None, progress: Progress) -> Tensor:
+    def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
         """G(z)."""
         return self.generator(latent)
 
@@ -154,7 +154,7 @@ class DCGAN(GenerativeModel):
                 proofs.append(
                     Proof(f"{name.upper()} below half the untrained generator's", end, start, end < 0.5 * start)
                 )
-        if context.train_labels is not None and context.test_labels is not None:
+        if "label" in context.train:
             probed = self._probe_accuracy(context, lambda images: self.discriminator.features(images))
             pixels = self._probe_accuracy(context, lambda images: images.flatten(1))
             proofs.append(
@@ -164,14 +164,13 @@ class DCGAN(GenerativeModel):
 
     def _probe_accuracy(self, context: ProofContext, features: Any) -> float:
         """Held-out accuracy of a ridge classifier, its strength chosen on a fifth of the training images."""
-        train = torch.cat([features(part) for part in context.train_images.split(256)])
-        test = torch.cat([features(part) for part in context.test_images.split(256)])
-        return ridge_accuracy(train, context.train_labels, test, context.test_labels)
+        train = torch.cat([features(part) for part in context.train["image"].split(256)])
+        test = torch.cat([features(part) for part in context.test["image"].split(256)])
+        return ridge_accuracy(train, context.train["label"], test, context.test["label"])
 
 
-def ridge_accuracy(train: Tensor, train_labels: Tensor | None, test: Tensor, test_labels: Tensor | None) -> float:
+def ridge_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
     """Accuracy on test of ridge regression to one-hot labels from standardised features [N, F]."""
-    assert train_labels is not None and test_labels is not None
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     cut = len(train) * 4 // 5

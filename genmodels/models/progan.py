@@ -260,7 +260,7 @@ class ProGAN(GenerativeModel):
         """Draws from N(0, 1), [num, latent_dim]."""
         return torch.randn(num, self.config.latent_dim, generator=generator)
 
-    def generate(self, latent: Tensor, cond: Tensor | None, progress: Progress) -> Tensor:
+    def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
         """Images of the stage's size and fade."""
         return self.generator(latent, progress.stage.image_size, self.fade(progress)).clamp(-1, 1)
 

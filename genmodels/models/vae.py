@@ -130,17 +130,17 @@ class VAE(GenerativeModel):
         """N(0, I), [num, Z]."""
         return torch.randn(num, self.config.latent_dim, generator=generator)
 
-    def generate(self, latent: Tensor, cond: Tensor | None, progress: Progress) -> Tensor:
+    def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
         """The mean of p(x|z)."""
         return self.decoder.mean(latent)
 
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:
         """Held-out likelihood, the share of latents in use, and samples against the untrained network's."""
-        images = context.test_images[:256]
+        images = context.test["image"][:256]
         mean, logvar = self.posterior(images)
         nll = -self._log_evidence(images, mean, logvar).mean().item()
-        baseline = self._independent_pixels_nll(context.train_images, images)
+        baseline = self._independent_pixels_nll(context.train["image"], images)
         active = int((mean.var(0) > 0.01).sum())  # Burda et al. 2016, section 5.2
         proofs = [
             Proof("importance-weighted NLL (K = 200) below independent pixels'", nll, baseline, nll < baseline, "nats"),

@@ -286,7 +286,7 @@ def test_shards_mix_the_classes(tmp_path):
 def test_sprites_bring_every_field(tmp_path):
     made = DatasetConfig(source="sprites", num_images=40, image_size=16, shard_size=16)
     spec = prepare("sprites", made, tmp_path / "out", tmp_path, 1)
-    assert spec.num_train + spec.num_test == 40 and spec.captions and spec.num_parts and spec.attributes
+    assert spec.num_train + spec.num_test == 40 and spec.vocabulary and spec.num_parts and spec.attributes
     reader = ShardReader(tmp_path / "out", "train", 16)
     assert reader.parts.shape == (reader.num, spec.num_parts, 4)
     assert set(np.unique(reader.attributes)) <= {0.0, 1.0} and all(reader.captions)

@@ -50,10 +50,10 @@ def step(model: ProGAN, phase: str, progress: Progress, batch: int = 8, images: 
 @pytest.mark.parametrize("size", [8, 16])
 def test_generator_is_continuous_at_both_ends_of_a_fade(size):
     model, latents = make(), torch.randn(6, 8)
-    before, after = (model.generate(latents, None, at(f"{s} hold")) for s in (size // 2, size))
-    torch.testing.assert_close(model.generate(latents, None, at(f"{size} fade", 0.0)), upsample2x(before))
-    torch.testing.assert_close(model.generate(latents, None, at(f"{size} fade", 1.0)), after)
-    nearly = model.generate(latents, None, at(f"{size} fade", 1 - 1e-6))
+    before, after = (model.generate(latents, {}, at(f"{s} hold")) for s in (size // 2, size))
+    torch.testing.assert_close(model.generate(latents, {}, at(f"{size} fade", 0.0)), upsample2x(before))
+    torch.testing.assert_close(model.generate(latents, {}, at(f"{size} fade", 1.0)), after)
+    nearly = model.generate(latents, {}, at(f"{size} fade", 1 - 1e-6))
     torch.testing.assert_close(nearly, after, atol=1e-4, rtol=0)
     assert not torch.allclose(upsample2x(before), after, atol=1e-2)
 
@@ -343,7 +343,7 @@ def test_samples_are_clamped_latents_seeded():
     assert torch.equal(latents, model.latent(5, torch.Generator().manual_seed(3))) and latents.shape == (5, 8)
     with torch.no_grad():
         model.generator.to_rgb["8"].weight.mul_(100)
-    images = model.generate(latents, None, at("8 hold"))
+    images = model.generate(latents, {}, at("8 hold"))
     assert images.shape == (5, 3, 8, 8) and images.min() == -1 and images.max() == 1
 
 

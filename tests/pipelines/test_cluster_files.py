@@ -166,4 +166,4 @@ def test_the_readme_s_model_learns_and_draws():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert model.generate(model.latent(2, torch.Generator()), None, progress).shape == (2, 3, 32, 32)
+    assert model.generate(model.latent(2, torch.Generator()), {}, progress).shape == (2, 3, 32, 32)
