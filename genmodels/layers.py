@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +13,44 @@ HE_GAIN = math.sqrt(2)  # keeps the variance of activations through rectifiers (
 
 
 class EqualizedConv2d(nn.Module):
-    """Convolution that keeps the image size, with an equalised learning rate; kernel_size is odd.
+    """Convolution with an equalised learning rate; kernel_size is odd.
 
     The weight is drawn from N(0, 1) and scaled by gain / sqrt(fan_in) in every pass, so that Adam's steps are
-    as large relative to it in every layer (Karras et al. 2018, section 4.1).
+    as large relative to it in every layer (Karras et al. 2018, section 4.1). resample "up" doubles the image size
+    first (nearest neighbours), "down" averages 2x2 pixels of the result; both are fused into one convolution of
+    stride 2, exactly, as in the official code.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, gain: float = HE_GAIN):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        gain: float = HE_GAIN,
+        resample: Literal["up", "down"] | None = None,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.scale = gain / math.sqrt(in_channels * kernel_size**2)
-        self.padding = kernel_size // 2
+        self.padding, self.resample = kernel_size // 2, resample
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
-        return F.conv2d(maps, self.weight * self.scale, self.bias, padding=self.padding)
+        """[B, in_channels, H, W] -> [B, out_channels, H', W'], where H' is H, 2 H or H / 2."""
+        if self.resample is None:
+            return F.conv2d(maps, self.weight * self.scale, self.bias, padding=self.padding)
+        if self.resample == "up":
+            weight = spread(self.weight * self.scale).flip(2, 3).transpose(0, 1)
+            return F.conv_transpose2d(maps, weight, self.bias, stride=2, padding=self.padding)
+        weight = spread(self.weight * (self.scale / 4))
+        return F.conv2d(maps, weight, self.bias, stride=2, padding=self.padding)
+
+
+def spread(weight: Tensor) -> Tensor:
+    """Kernels [O, I, K, K] convolved with the 2x2 box of ones: [O, I, K + 1, K + 1]."""
+    padded = F.pad(weight, [1, 1, 1, 1])
+    rows = padded[:, :, 1:] + padded[:, :, :-1]
+    return rows[:, :, :, 1:] + rows[:, :, :, :-1]
 
 
 class EqualizedLinear(nn.Module):

@@ -83,13 +83,13 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[s
     extractor = ensure_extractor(extractor_file, path, spec, config.evaluation)
     judge = Judge(path, spec, config, extractor_file)
     size = sampler.progress.stage.image_size
-    scores = judge.score(sampler)
+    scores, samples = judge.score(sampler)
     test, paired = judge.held_out(size)
     context = ProofContext(
         train=judge.read("train", size, NUM_PROOF_IMAGES)[0],
         test=test,
         paired=paired,
-        samples=judge.samples(sampler),
+        samples=samples,
         features=lambda images: extract(extractor, images),
         scores=scores,
         history=read_history(folder.parent / "scores.csv"),

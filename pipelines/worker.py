@@ -94,7 +94,7 @@ def _hooks(run: Run, log: EventLog, judge: Judge) -> Hooks:
         picture = run.folder / "samples" / f"{progress.num_images:012d}.png"
         picture.parent.mkdir(exist_ok=True)
         pictures.grid(model.present(sampler.sample(NUM_GRID), conditions), min_side=32).save(picture)
-        scores = judge.score(sampler)
+        scores, _ = judge.score(sampler)
         final_size = size == model.data.image_size and progress.num_images > 0
         score = scores[model.metric.name]
         best = _best_before(run, model, progress.num_images)

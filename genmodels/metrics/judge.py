@@ -53,19 +53,17 @@ class Judge:
         """Conditions of held-out data, one a held-out sample; empty for a model that needs none."""
         return model.condition(self.held_out(size)[0])
 
-    def samples(self, sampler: Sampler) -> Tensor:
-        """As many images of a sampler as there are reals, under the held-out conditions."""
-        size = sampler.progress.stage.image_size
-        num = len(self.reals(sampler.model, size))
-        return sampler.sample(num, self.config.evaluation.seed + 1, self.conditions(sampler.model, size))
+    def score(self, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
+        """All scores of a sampler at its current size, and the samples scored: one a held-out image.
 
-    def score(self, sampler: Sampler) -> dict[str, float]:
-        """All scores of a sampler's images at its current size; NaN for its metric if an image is not finite."""
-        reals = self.reals(sampler.model, sampler.progress.stage.image_size).to(self.device)
-        samples = self.samples(sampler).to(self.device)
+        NaN for the model's metric if a sample is not finite.
+        """
+        model, size, seed = sampler.model, sampler.progress.stage.image_size, self.config.evaluation.seed
+        reals = self.reals(model, size).to(self.device)
+        samples = sampler.sample(len(reals), seed + 1, self.conditions(model, size)).to(self.device)
         if not torch.isfinite(samples).all():
-            return {sampler.model.metric.name: math.nan}  # never the best, and the training goes on
-        return evaluate(reals, samples, self.extractor, seed=self.config.evaluation.seed)
+            return {model.metric.name: math.nan}, samples  # never the best, and the training goes on
+        return evaluate(reals, samples, self.extractor, seed), samples
 
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""

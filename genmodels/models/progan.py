@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
@@ -100,9 +100,11 @@ def channels(size: int, fmap_base: int, fmap_max: int) -> int:
     return count
 
 
-def convolution(inputs: int, outputs: int, kernel_size: int = 3) -> nn.Sequential:
-    """Convolution and activation, as both networks use them."""
-    return nn.Sequential(EqualizedConv2d(inputs, outputs, kernel_size), nn.LeakyReLU(0.2))
+def convolution(
+    inputs: int, outputs: int, kernel_size: int = 3, resample: Literal["up", "down"] | None = None
+) -> nn.Sequential:
+    """Convolution and activation, as both networks use them; averaging comes before the activation, as official."""
+    return nn.Sequential(EqualizedConv2d(inputs, outputs, kernel_size, resample=resample), nn.LeakyReLU(0.2))
 
 
 class Generator(nn.Module):
@@ -126,8 +128,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleDict()
         for size in list(widths)[1:]:
             self.blocks[str(size)] = nn.Sequential(
-                nn.Upsample(scale_factor=2.0),
-                convolution(widths[size // 2], widths[size]),
+                convolution(widths[size // 2], widths[size], resample="up"),
                 PixelNorm(),
                 convolution(widths[size], widths[size]),
                 PixelNorm(),
@@ -158,8 +159,7 @@ class Critic(nn.Module):
         for size in list(widths)[1:]:
             self.blocks[str(size)] = nn.Sequential(
                 convolution(widths[size], widths[size]),
-                convolution(widths[size], widths[size // 2]),
-                nn.AvgPool2d(2),
+                convolution(widths[size], widths[size // 2], resample="down"),
             )
         self.head = nn.Sequential(
             convolution(widths[4] + 1, widths[4]),

@@ -137,7 +137,7 @@ class VAE(GenerativeModel):
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:
         """Held-out likelihood, the share of latents in use, and samples against the untrained network's."""
-        images = context.test["image"][:256]
+        images = context.test["image"][:64]
         mean, logvar = self.posterior(images)
         nll = -self._log_evidence(images, mean, logvar).mean().item()
         baseline = self._independent_pixels_nll(context.train["image"], images)

@@ -92,7 +92,7 @@ def test_any_change_of_protocol_changes_its_digest(change):
 
 
 def test_equal_protocols_have_equal_digests():
-    assert Protocol(**PROTOCOL.to_json()).digest == PROTOCOL.digest == "24ee8e6abe48"
+    assert Protocol(**PROTOCOL.to_json()).digest == PROTOCOL.digest == "256031b6c0b4"
 
 
 def test_a_protocol_tells_what_evaluate_does():

@@ -347,12 +347,19 @@ def test_samples_are_clamped_latents_seeded():
     assert images.shape == (5, 3, 8, 8) and images.min() == -1 and images.max() == 1
 
 
+@pytest.mark.parametrize("resample", ["up", "down"])
+def test_a_fused_convolution_equals_the_two_steps_it_stands_for(resample):
+    fused, plain = (EqualizedConv2d(3, 5, 3, resample=how).double() for how in (resample, None))
+    plain.load_state_dict(fused.state_dict())
+    maps = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fused(maps), plain(upsample2x(maps)) if resample == "up" else downsample2x(plain(maps)))
+
+
 # --- proofs ----------------------------------------------------------------------------------------------------------
 
 
 def context(history, scores) -> ProofContext:
-    empty = torch.empty(0)
-    return ProofContext(empty, empty, None, None, empty, lambda images: images, scores, history)
+    return ProofContext({}, {}, False, torch.empty(0), lambda images: images, scores, history)
 
 
 def test_proofs_compare_the_full_size_snapshots():
