@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.config import ComputeConfig
+from pipelines import reaper
 from pipelines.project import UserError
 from pipelines.run import Run
 
@@ -90,6 +91,8 @@ def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     local = {} if address else {"include_dashboard": False}
+    if not address:
+        reaper.start()
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)  # workers speak through events
     signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process before the run is marked
 

@@ -44,7 +44,7 @@ def main(
         write_json(out / "scores.json", summary(result))
         save_pictures(pictures, out / "pictures")
     if run_id := _run_id(folder):
-        tracking.log_scores(run_id, summary(result), result, result["num_images"])
+        tracking.log_scores(run_id, summary(result), result, out / "pictures" if out else None)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -61,6 +61,15 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
     """The numbers that runs are compared by."""
     proofs = result["proofs"]
     return {**result["scores"], "proofs_shown": sum(proof["holds"] for proof in proofs), "proofs": len(proofs)}
+
+
+def proof_table(proofs: list[dict[str, Any]]) -> str:
+    """The proofs in Markdown."""
+    rows = [
+        f"| {each['claim']} | {each['measured']:.4g} | {each['baseline']:.4g} | {'yes' if each['holds'] else 'NO'} |"
+        for each in proofs
+    ]
+    return "\n".join(["| what it must show | measured | baseline | shown |", "|---|---|---|---|", *rows])
 
 
 def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -24,19 +24,21 @@ def main(
     from genmodels.metrics.evaluate import Protocol
     from genmodels.model import model_class
     from pipelines import registry
+    from pipelines.evaluate import proof_table
 
     for path in (model / "export", model / "run.json", *([scores] if scores else [])):
         if not path.exists():
             raise UserError(f"{path} is missing; train.py --out and evaluate.py --out write it")
     run = json.loads((model / "run.json").read_text())
-    tags, score, protocol = {"run": run["run"]}, run["score"], run["protocol"]
+    tags, score, protocol, evidence = {"run": run["run"]}, run["score"], run["protocol"], ""
     if scores:
         measured = json.loads(scores.read_text())
         score = measured["scores"][model_class(measured["model"]).metric.name]
         protocol = Protocol(**measured["protocol"]).digest
         tags |= {name: f"{value:.5g}" for name, value in measured["scores"].items()}
         tags["proofs"] = f"{sum(proof['holds'] for proof in measured['proofs'])} of {len(measured['proofs'])} shown"
-    version, champion = registry.register(model / "export", run.get("mlflow_run_id"), score, protocol, tags)
+        evidence = f"## Evidence\n\n{proof_table(measured['proofs'])}\n"
+    version, champion = registry.register(model / "export", run.get("mlflow_run_id"), score, protocol, tags, evidence)
     print(f"version {version}{', the champion' if champion else ''}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,13 @@ from pipelines.tracking import connected, exclusive, experiment_id, uri
 
 
 def register(
-    folder: Path, run_id: str | None, score: float | None, protocol: str, tags: dict[str, str]
+    folder: Path, run_id: str | None, score: float | None, protocol: str, tags: dict[str, str], evidence: str = ""
 ) -> tuple[int, bool]:
     """Registers a sampling folder as a version of its model, once per weights; (version, whether it became champion).
 
     The best by the model's declared metric gets alias `champion`; scores of unlike protocols are not compared:
     there the newer protocol's version takes over, and `champion-<data set>` stays with the best of each data set.
+    The version's description is the model card, followed by `evidence` (Markdown).
     """
     mlflow = connected()
     client, sampler = mlflow.MlflowClient(), export.load(folder)
@@ -31,6 +32,8 @@ def register(
         number = _version_of(client, name, sha256)
         if number is None:
             number = _new_version(mlflow, folder, name, run_id)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        client.update_model_version(name, str(number), description=f"{card}\n{evidence}")
         values = {"sha256": sha256, "protocol": protocol, "dataset": dataset, **tags}
         if score is not None:
             values["score"] = repr(score)

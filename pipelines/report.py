@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ def page(results: dict[str, Any]) -> str:
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}}
-img{{max-width:100%;image-rendering:pixelated}}</style>
+figure{{margin:1rem 0}}img{{max-width:100%;image-rendering:pixelated}}</style>
 <h1>What was trained</h1>
 <table><tr><th>system<th>what it must show<th>measured<th>baseline<th>shown</tr>{rows}</table>{sections}</html>
 """
@@ -78,14 +79,26 @@ def _section(name: str, result: dict[str, Any]) -> str:
         for score in SCORES
         if score in result["scores"]
     )
-    picture = root() / "data/models" / name / "samples.png"
-    image = f'<img alt="samples of {name}" src="data:image/png;base64,{_base64(picture)}">' if picture.is_file() else ""
+    images = "".join(
+        f'<figure><img alt="{title} of {name}" src="data:image/png;base64,{_base64(path)}">'
+        f"<figcaption>{title}</figcaption></figure>"
+        for title, path in _pictures(name)
+    )
     protocol = result["protocol"]
-    return f"""<h2>{html.escape(name)}</h2>{image}
+    return f"""<h2>{html.escape(name)}</h2>{images}
 <table><tr><th>score<th>samples<th>real against real</tr>{scores}</table>
 <p>{protocol["num_images"]} images of {protocol["image_size"]} px, split {protocol["split"]},
 data {protocol["data_digest"][:12]},
 feature network {protocol["extractor_sha256"][:12]} ({protocol["extractor_task"]}).</p>"""
+
+
+def _pictures(name: str) -> Iterator[tuple[str, Path]]:
+    """Titles, safe in HTML, and files: the samples, then what the evaluation drew."""
+    samples = root() / "data/models" / name / "samples.png"
+    drawn = sorted((root() / "data/evaluations" / name / "pictures").glob("*.png"))
+    for path in [samples, *drawn]:
+        if path.is_file():
+            yield html.escape(path.stem.replace("_", " ")), path
 
 
 def _cells(proof: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipelines.project import root, store_root
@@ -157,14 +158,17 @@ def _metrics(event: Event) -> Iterator[Any]:
             yield Point(name, float(value), int(event["time"] * 1000), event["num_images"])
 
 
-def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], step: int) -> None:
-    """Adds the final evaluation to a run: metrics `evaluation/…`, and the whole of it as a file."""
+def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], pictures: Path | None) -> None:
+    """Adds the final evaluation to a run: metrics `evaluation/…`, the whole of it as a file, and its pictures."""
     from mlflow.entities import Metric as Point
 
     client, now = connected().MlflowClient(), int(time.time() * 1000)
+    step = details["num_images"]
     points = [Point(f"evaluation/{name}", value, now, step) for name, value in scores.items() if math.isfinite(value)]
     client.log_batch(run_id, metrics=points)
     client.log_dict(run_id, details, "evaluation.json")
+    if pictures:
+        client.log_artifacts(run_id, str(pictures), "evaluation")
 
 
 def git_tags() -> dict[str, str]:

@@ -432,8 +432,6 @@ def test_a_driver_killed_in_a_fade_goes_on_to_the_same_weights(num_workers, chao
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         _, alive = psutil.wait_procs(family, timeout=10)
-        assert all("Agent" in child.name() for child in alive), f"left behind: {alive}"  # Ray's own two take longer
-        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, f"left behind: {alive}"
     mlflow_run = run.info["mlflow_run_id"]
     assert mlflow_run and not of_type(run, "finished")
