@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test test-all lint ui clean
+.PHONY: setup repro proofs test test-all lint ui clean
 
 setup: .venv/installed
 
@@ -20,6 +20,9 @@ repro: setup            ## prepare, train, evaluate, register and report every m
 	@echo "report:       data/report/index.html"
 	@echo "MLflow:       make ui"
 	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
+
+proofs: setup           ## the comparisons of params.yaml, which take several trainings each; goes on where it stopped
+	$(BIN)/python -m pipelines.proofs
 
 test: setup             ## the short tests of every kind
 	$(BIN)/python -m pytest

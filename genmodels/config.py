@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
@@ -87,6 +87,31 @@ class ComputeConfig(Strict):
     max_failures: int = Field(3, ge=-1, description="restarts after lost workers; -1: no limit")
 
 
+class Variant(Strict):
+    """One side of a comparison: a model with some settings changed."""
+
+    model: str = Field(description="a registered model")
+    changes: dict[str, Any] = Field({}, description="laid over the model's section")
+
+
+class Comparison(Strict):
+    """A proof that takes several trainings, each with several seeds: `pipelines/proofs.py`."""
+
+    claim: str = Field(description="what it must show")
+    variants: dict[str, Variant] = Field(min_length=1, description="by name")
+    score: str | None = Field(None, description="of the evaluation, lower is better; null: every variant's own proofs")
+    better: str | None = Field(None, description="the variant whose score must be below all the others'")
+    seeds: int = Field(1, ge=1, description="trainings a variant, with seeds 0, 1, 2 …")
+
+    @model_validator(mode="after")
+    def _winner_is_a_variant(self) -> Comparison:
+        if (self.score is None) != (self.better is None):
+            raise ValueError("score and better belong together: give both or neither")
+        if self.better is not None and self.better not in self.variants:
+            raise ValueError(f"better: {self.better!r} is no variant; choices: {', '.join(self.variants)}")
+        return self
+
+
 class RunConfig(Strict):
     """One training, resolved: defaults, recipe and overrides applied, everything validated."""
 
@@ -118,6 +143,7 @@ class Params(Strict):
     datasets: dict[str, DatasetConfig] = {}
     models: dict[str, dict[str, Any]] = Field({}, description="by model: dataset, train, and the model's own settings")
     recipes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="by model and name: overrides of its section")
+    comparisons: dict[str, Comparison] = Field({}, description="by name: proofs that take several trainings")
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -125,8 +151,10 @@ class Params(Strict):
         """The section of a data set; ConfigError names the nearest one."""
         return _choose(self.datasets, name, "data set")
 
-    def run(self, model: str, recipe: str | None = None) -> RunConfig:
-        """The resolved configuration of one training."""
+    def run(
+        self, model: str, recipe: str | None = None, changes: Mapping[str, Any] | None = None, where: str = ""
+    ) -> RunConfig:
+        """The resolved configuration of one training; `changes`, from `where`, come last."""
         if model not in model_names():
             raise ConfigError(
                 f"unknown model {model!r}{nearest(model, model_names())}; choices: {_list(model_names())}"
@@ -134,15 +162,17 @@ class Params(Strict):
         section = dict(self.models.get(model, {}))
         if recipe:
             section = _merged(section, _choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
+        section = _merged(section, changes or {})
+        where = where or f"models.{model}"
         dataset, train = section.pop("dataset", None), section.pop("train", {})
         if dataset is None:
-            raise ConfigError(f"models.{model}.dataset is missing; choices: {_list(self.datasets)}")
+            raise ConfigError(f"{where}.dataset is missing; choices: {_list(self.datasets)}")
         self.dataset(dataset)
         return RunConfig(
             model=model,
             dataset=dataset,
-            settings=validated(model_class(model).Config, section, f"models.{model}"),
-            train=validated(TrainConfig, train, f"models.{model}.train"),
+            settings=validated(model_class(model).Config, section, where),
+            train=validated(TrainConfig, train, f"{where}.train"),
             evaluation=self.evaluation,
         )
 
@@ -158,6 +188,9 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     for name, recipes in params.recipes.items():
         for recipe in recipes:
             params.run(name, recipe)
+    for name, comparison in params.comparisons.items():
+        for key, variant in comparison.variants.items():
+            params.run(variant.model, changes=variant.changes, where=f"comparisons.{name}.variants.{key}.changes")
     return params
 
 

@@ -18,7 +18,7 @@ from pipelines.project import Overrides, UserError, command, extractor_path, par
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genmodels.config import Params
+    from genmodels.config import ComputeConfig, RunConfig
     from genmodels.export import Sampler
 
 NUM_PROOF_IMAGES = 4096  # training images that proofs look at
@@ -36,7 +36,9 @@ def main(
     from pipelines import registry, tracking
 
     folder = registry.find(model)
-    result, pictures = evaluate(params(overrides), folder, export.load(folder))
+    everything, sampler = params(overrides), export.load(folder)
+    config = everything.run(sampler.info["model"])
+    result, pictures = evaluate(config, everything.compute, folder, sampler)
     show(result)
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,9 @@ def proof_table(proofs: list[dict[str, Any]]) -> str:
     return "\n".join(["| what it must show | measured | baseline | shown |", "|---|---|---|---|", *rows])
 
 
-def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def evaluate(
+    config: RunConfig, compute: ComputeConfig, folder: Path, sampler: Sampler
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Scores, their protocol and scale, and proofs, as plain values; and the pictures that go with them."""
     from dataclasses import asdict
 
@@ -84,11 +88,11 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[s
     from genmodels.model import ProofContext
 
     info, model = sampler.info, sampler.model
-    spec, config = DataSpec.from_json(info["data"]), everything.run(info["model"])
+    spec = DataSpec.from_json(info["data"])
     path = shards(spec.name)
     if open_shards(path).spec.digest != spec.digest:
         raise UserError(f"{path} holds other data than {info['model']} was trained on (digest {spec.digest[:12]})")
-    extractor_file = extractor_path(everything.compute, spec, config.evaluation)
+    extractor_file = extractor_path(compute, spec, config.evaluation)
     extractor = ensure_extractor(extractor_file, path, spec, config.evaluation)
     judge = Judge(path, spec, config, extractor_file)
     size = sampler.progress.stage.image_size

@@ -6,39 +6,39 @@ Ray's processes end with their driver, but its two agents first try for a minute
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from contextlib import suppress
 from typing import IO
 
-MARK = "GENMODELS_DRIVER"  # environment variable that every process of this driver's Ray inherits
-
+INTERVAL = 3.0  # seconds between looks at the driver's family
 
 _pipe: IO[bytes] | None = None  # open as long as this process lives
 
 
 def start() -> None:
-    """Marks this process's children from now on, and starts the one that ends them after this process."""
-    environment = dict(os.environ)
-    os.environ[MARK] = str(os.getpid())
-    arguments = [sys.executable, __file__, os.environ[MARK]]
-    # Its own session: Ctrl-C reaches the driver alone. The pipe closes when the driver ends, however it does.
+    """Starts the process that ends this one's children after it."""
     global _pipe
-    reaper = subprocess.Popen(arguments, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    # Its own session: Ctrl-C reaches the driver alone. The pipe closes when the driver ends, however it does.
+    arguments = [sys.executable, __file__, str(os.getpid())]
+    reaper = subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
     reaper.returncode = 0  # nobody waits for it; Popen would warn of that at exit
     _pipe = reaper.stdin
 
 
-def main(driver: str) -> None:
-    """Waits for the end of standard input, then kills every process that carries the driver's mark."""
+def main(driver: int) -> None:
+    """Watches the driver's family until standard input ends, then kills who is left of it."""
     import psutil
 
-    sys.stdin.buffer.read()
-    for process in psutil.process_iter():
+    family: set[psutil.Process] = set()  # a process object knows its start time, so no reused number is hit
+    while not select.select([sys.stdin], [], [], INTERVAL)[0]:
         with suppress(psutil.Error):
-            if process.environ().get(MARK) == driver:
-                process.kill()
+            family |= set(psutil.Process(driver).children(recursive=True))
+    for process in family - {psutil.Process()}:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

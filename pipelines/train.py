@@ -119,8 +119,8 @@ def show(plan: Plan) -> None:
         print(f"  stage {stage.name}: {stage.num_images:,} images of {stage.image_size} px, batch {stage.batch_size}")
 
 
-def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None) -> None:
-    """Runs the training to its end: workers, tracking, export, registration."""
+def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, registered: bool = True) -> None:
+    """Runs the training to its end: workers, tracking, export, and registration unless that is not wanted."""
     from genmodels.metrics.judge import ensure_extractor
     from pipelines import cluster
     from pipelines.console import Console
@@ -145,14 +145,14 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None) -> No
                 tracker.close("FAILED")
                 run.update(status="failed")
                 raise UserError(failed[-1]["reason"])
-        summary = finish(run, tracker)
+        summary = finish(run, tracker, registered)
         if out:
             publish(run, summary, out)
         run.update(status="finished")
 
 
-def finish(run: Run, tracker: Any) -> Event:
-    """Registers the best weights, and says what came out."""
+def finish(run: Run, tracker: Any, registered: bool) -> Event:
+    """Registers the best weights where that is wanted, and says what came out."""
     from genmodels import export
     from genmodels.metrics.evaluate import Protocol
     from pipelines import registry, tracking
@@ -169,14 +169,14 @@ def finish(run: Run, tracker: Any) -> Event:
     summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
     protocol = Protocol(**snapshot["protocol"]).digest
     summary |= {"protocol": protocol}
-    if not tracker.behind:
+    if registered and not tracker.behind:
         run_id = run.info["mlflow_run_id"]
         tags = {"run": run.name, "data_digest": run.info["data_digest"], **tracking.git_tags()}
         version, champion = registry.register(best, run_id, snapshot["score"], protocol, tags)
         summary |= {"mlflow_run_id": run_id, "version": version}
         print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
         print(f"  sample it: python pipelines/sample.py --model {run.config.model}/{version} --num 64 --out grid.png")
-    else:
+    elif tracker.behind:
         print(f"warning: MLflow is away ({tracker.error}); the run's events wait in {run.events_file}", file=sys.stderr)
     return summary
 

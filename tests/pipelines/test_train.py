@@ -15,10 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import typer
 import yaml
+from commands import call, refused, succeed
 from conftest import Project, make_project
-from typer.testing import CliRunner, Result
 
 from genmodels import export
 from genmodels.config import load_params
@@ -27,32 +26,6 @@ from pipelines.run import Run, open_run, owned, read_events
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
 MODULE = [sys.executable, "-m", "pipelines.train"]
-
-
-def call(command, *arguments: object) -> Result:
-    """Runs a command in this process, as its script would."""
-    app = typer.Typer()
-    app.command()(command.main)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def succeed(command, *arguments: object) -> str:
-    result = call(command, *arguments)
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def refused(command, *arguments: object) -> str:
-    """The one line on stderr of a command that ends with exit code 2."""
-    result = call(command, *arguments)
-    assert result.exit_code == 2, f"{result.output}\n{result.exception!r}"
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def runs(project: Project, model: str) -> list[Run]:

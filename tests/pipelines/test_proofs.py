@@ -1,0 +1,59 @@
+"""Proofs that take several trainings: trained once, judged by the mean over seeds."""
+
+import json
+
+import pytest
+from commands import call, refused, succeed
+
+from genmodels.config import Comparison
+from pipelines import proofs, tracking
+
+WIDTHS = (
+    "comparisons.width={claim: wide beats narrow, score: swd, better: wide, seeds: 2, variants: "
+    "{wide: {model: vae, changes: {width: 8}}, narrow: {model: vae, changes: {width: 2, lr: 1.0e-9}}}}"
+)
+SHORT = ("--set", "models.vae.train.num_images=128")
+
+
+def test_a_comparison_trains_each_variant_and_seed_once_and_registers_none(project):
+    output = succeed(proofs, "--only", "width", "--set", WIDTHS, *SHORT)
+    assert "wide beats narrow" in output.replace("\n", " ")
+    result = json.loads((project.root / "data/proofs/width/comparison.json").read_text())
+    assert result["holds"] and {key: len(values) for key, values in result["measured"].items()} == {
+        "wide": 2,
+        "narrow": 2,
+    }
+    folders = sorted(project.runs.glob("vae-*"))
+    assert len(folders) == 4
+    assert not tracking.connected().MlflowClient().search_registered_models()
+    succeed(proofs, "--only", "width", "--set", WIDTHS, *SHORT)
+    assert sorted(project.runs.glob("vae-*")) == folders
+
+
+def test_a_claim_that_does_not_hold_is_named_and_fails(project):
+    result = call(proofs, "--only", "width", "--set", WIDTHS.replace("better: wide", "better: narrow"), *SHORT)
+    assert result.exit_code == 1 and "width" in str(result.exception or result.output)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    {
+        ("better: wide", "better: wdie"): ["'wdie'", "wide, narrow"],
+        ("width: 8", "widht: 8"): ["comparisons.width.variants.wide.changes.widht", "did you mean 'width'?"],
+        ("score: swd, ", ""): ["belong together"],
+    }.items(),
+)
+def test_a_wrong_comparison_is_refused(change, words, project):
+    line = refused(proofs, "--set", WIDTHS.replace(*change))
+    assert all(word in line for word in words), line
+
+
+def test_an_unknown_comparison_is_refused_with_the_choices(project):
+    assert "choices: width" in refused(proofs, "--only", "heigth", "--set", WIDTHS)
+
+
+def test_without_a_score_every_variant_must_show_its_own_proofs():
+    comparison = Comparison(claim="c", variants={"a": {"model": "vae"}, "b": {"model": "vae"}})
+    shown, missing = {"proofs": [{"holds": True}]}, {"proofs": [{"holds": True}, {"holds": False}]}
+    assert proofs.judge(comparison, {"a": [shown], "b": [shown]}) == {"measured": {"a": [1], "b": [1]}, "holds": True}
+    assert not proofs.judge(comparison, {"a": [shown], "b": [missing]})["holds"]
