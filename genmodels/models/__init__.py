@@ -1,6 +1,7 @@
 """The registry: a model's name and where its class is; imported only when asked for."""
 
 MODELS: dict[str, str] = {
+    "autoencoder": "genmodels.models.autoencoder:Autoencoder",
     "vae": "genmodels.models.vae:VAE",
     "dcgan": "genmodels.models.dcgan:DCGAN",
     "progan": "genmodels.models.progan:ProGAN",

@@ -30,6 +30,7 @@ NUM_IMAGES = 192  # crosses every stage of the tiny settings
 TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkpoint_every": BATCH, "ema_rampup": 0.5}
 
 LEARNING = {  # over the tiny settings: enough to learn a handful of images in 150 steps
+    "autoencoder": {"width": 8, "lr": 4e-3},
     "vae": {"width": 8, "lr": 4e-3},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
     "progan": {"lr": 3e-3},
