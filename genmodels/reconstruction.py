@@ -17,20 +17,18 @@ class ReconstructingModel(GenerativeModel):
         """Decoded codes of images [N, C, S, S], of the same shape."""
         raise NotImplementedError
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Images [N, C, S, S] of draws [N, Z] from the prior."""
+    def decode(self, latent: Tensor, cond: Batch) -> Tensor:
+        """Images [N, C, S, S] of latents [N, ...]."""
         raise NotImplementedError
 
     def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
         """Decoded latents; under {"image": [N, C, S, S]} the reconstructions of those images."""
-        return self.reconstruct(cond["image"]) if "image" in cond else self.decode(latent)
+        return self.reconstruct(cond["image"]) if "image" in cond else self.decode(latent, cond)
 
     def encode_condition(self, **given: Any) -> Batch:
         """source: images [N, C, S, S] in [-1, 1] to reconstruct."""
         if unknown := given.keys() - {"source"}:
-            raise ValueError(
-                f"{self.name} takes no {', '.join(sorted(unknown))}; choices: source (images), or nothing"
-            )
+            raise ValueError(f"{self.name} takes no {', '.join(sorted(unknown))}; choices: source (images), or nothing")
         source, size = given["source"], self.data.image_size
         if source.shape[1:] != (self.data.channels, size, size):
             expected = [self.data.channels, size, size]

@@ -3,6 +3,8 @@
 MODELS: dict[str, str] = {
     "autoencoder": "genmodels.models.autoencoder:Autoencoder",
     "vae": "genmodels.models.vae:VAE",
+    "aae": "genmodels.models.aae:AAE",
+    "gan": "genmodels.models.gan:GAN",
     "dcgan": "genmodels.models.dcgan:DCGAN",
     "progan": "genmodels.models.progan:ProGAN",
 }

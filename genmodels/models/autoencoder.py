@@ -94,7 +94,7 @@ class Autoencoder(ReconstructingModel):
         """N(0, I), [num, Z], along the principal axes of the codes."""
         return torch.randn(num, self.config.latent_dim, generator=generator)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, cond: Batch) -> Tensor:
         """Images of the codes that the latents stand for."""
         return self._images(self.encoder.draw(latent))
 

@@ -130,7 +130,7 @@ class VAE(ReconstructingModel):
         """N(0, I), [num, Z]."""
         return torch.randn(num, self.config.latent_dim, generator=generator)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, cond: Batch) -> Tensor:
         """The mean of p(x|z)."""
         return self.decoder.mean(latent)
 
