@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from genmodels.convnets import Decoder, Encoder
 from genmodels.data.fields import DataSpec
 from genmodels.losses import discriminator_loss, generator_loss
-from genmodels.metrics.mmd import squared_mmd
+from genmodels.metrics.two_sample import classifier_accuracy, squared_mmd
 from genmodels.model import Batch, Noise, OptimizerConfig, Phase, Progress, Proof, ProofContext, StepOutput, Strict
 from genmodels.pictures import class_colours, scatter
 from genmodels.priors import PRIORS, PriorName, place_of_class
@@ -151,7 +151,7 @@ class AAE(ReconstructingModel):
             real, fake = self._labelled(prior_test, test), self._labelled(test_codes, test)
             mmd.append(squared_mmd(real, fake))
             pair = self._labelled(prior_train, train), self._labelled(train_codes, train)
-            accuracy.append(fresh_accuracy(pair, (real, fake), self.config.hidden))
+            accuracy.append(classifier_accuracy(pair, (real, fake)))
         return [
             Proof(
                 "squared MMD of held-out codes to the prior below a tenth of a plain autoencoder's",
@@ -209,24 +209,6 @@ def latent_discriminator(num_inputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(num_inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
     )
-
-
-def fresh_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], hidden: int) -> float:
-    """Accuracy on `test` of a classifier trained on `train`, each (prior draws, codes); 0.5 when they are alike."""
-    points = torch.cat(train)
-    targets = torch.cat([torch.ones(len(train[0]), 1), torch.zeros(len(train[1]), 1)]).to(points)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(0)
-        classifier = latent_discriminator(points.shape[1], min(hidden, 128)).to(points.device)
-        optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
-        for _ in range(600):
-            rows = torch.randint(len(points), (256,))
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(classifier(points[rows]), targets[rows]).backward()
-            optimizer.step()
-    with torch.no_grad():
-        right = (classifier(test[0]) > 0).float().mean() + (classifier(test[1]) <= 0).float().mean()
-    return float(right / 2)
 
 
 def _part(batch: Batch, num: int) -> Batch:

@@ -32,7 +32,7 @@ TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkp
 LEARNING = {  # over the tiny settings: enough to learn a handful of images in 150 steps
     "autoencoder": {"width": 8, "lr": 4e-3},
     "vae": {"width": 8, "lr": 4e-3},
-    "aae": {"width": 8, "lr": 4e-3},
+    "aae": {"width": 8, "hidden": 64, "lr": 4e-3, "adversarial_lr": 4e-3},
     "gan": {"generator_hidden": 128, "discriminator_hidden": 64, "lr": 5e-4},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
     "progan": {"lr": 3e-3},

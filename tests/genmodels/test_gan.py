@@ -76,16 +76,16 @@ def proofs_of(num_modes: int) -> dict[str, tuple[float, float, bool]]:
     return {proof.claim.split()[0]: (proof.measured, proof.baseline, proof.holds) for proof in model.proofs(context)}
 
 
-def test_proofs_hold_for_a_perfect_generator_as_far_as_there_is_something_to_tell_apart():
+def test_proofs_hold_for_a_perfect_generator_which_leaves_nothing_to_tell_apart():
     proofs = proofs_of(NUM_MODES)
     assert proofs["modes"] == (8, 8, True)
     assert proofs["JSD"][0] < 0.01 and proofs["JSD"][2]
+    assert "E|D" not in proofs
 
 
 def test_proofs_find_out_a_collapsed_generator_and_its_discriminator_is_near_optimal():
     proofs = proofs_of(2)
     assert proofs["modes"] == (2, 8, False)
-    # Six modes to one side, two of a quarter and four times the weight: JSD in closed form.
     p, q = torch.tensor([0.125] * 8), torch.tensor([0.5] * 2 + [0.0] * 6)
     mean = (p + q) / 2
     expected = (torch.xlogy(p, p / mean) + torch.xlogy(q, q / mean)).sum().item() / 2
