@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genmodels.data.fields import DataSpec
 from genmodels.metrics.two_sample import classifier_accuracy, squared_mmd
-from genmodels.model import Noise
+from genmodels.model import Noise, ProofContext
 from genmodels.models.aae import AAE, AAEConfig
 from genmodels.priors import NUM_MODES, PRIORS, mixture, place_of_class
 
@@ -143,3 +143,17 @@ def test_a_source_is_reconstructed_whatever_the_latents():
     assert torch.equal(*shown) and torch.equal(shown[0], model.reconstruct(source))
     pair = model.present(shown[0], cond)
     assert pair.shape == (3, 3, 8, 16) and torch.equal(pair[..., :8], source)
+
+
+@pytest.mark.parametrize("use_labels", [False, True])
+def test_proofs_are_a_function_of_the_data_and_pictures_show_codes_beside_the_prior(use_labels, monkeypatch):
+    monkeypatch.setattr("genmodels.models.aae.PROOF_STEPS", 3)
+    monkeypatch.setattr("genmodels.metrics.two_sample.NUM_STEPS", 20)
+    model = build(prior="mixture", use_labels=use_labels)
+    batch = {"image": images(40), "label": torch.arange(40) % 10}
+    context = ProofContext(batch, batch, False, batch["image"], lambda x: x, {}, [])
+    proofs = model.proofs(context)
+    assert len(proofs) == 2 and proofs == model.proofs(context)
+    pictures = model.pictures(context)
+    assert pictures["codes_and_prior"].shape == (1, 2, 3, 256, 256)
+    assert pictures["reconstructions"].shape == (8, 4, 3, 8, 16)
