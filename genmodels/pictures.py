@@ -44,3 +44,25 @@ def save_each(images: Tensor, folder: Path) -> list[Path]:
     for path, pixels in zip(paths, to_uint8(images), strict=True):
         as_image(pixels).save(path)
     return paths
+
+
+def scatter(points: Tensor, colours: Tensor, limit: float, side: int = 256) -> Tensor:
+    """A picture [3, side, side] in [-1, 1] of points [N, 2] within [-limit, limit], x to the right and y up.
+
+    colours: [N, 3] in [-1, 1], or [3] for all.
+    """
+    picture = torch.ones(3, side, side)
+    places = ((points.detach().cpu() / limit * torch.tensor([1.0, -1.0]) + 1) / 2 * side).long()
+    inside = ((places >= 1) & (places < side - 1)).all(1)
+    painted = colours.cpu().expand(len(points), 3)[inside].T
+    x, y = places[inside].T
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
+            picture[:, y + dy, x + dx] = painted
+    return picture
+
+
+def class_colours(labels: Tensor, num_classes: int) -> Tensor:
+    """A colour for each label, [N, 3] in [-1, 1]: hues around the colour circle."""
+    hues = labels.cpu()[:, None] / num_classes + torch.tensor([0.0, 2 / 3, 1 / 3])
+    return (torch.cos(2 * torch.pi * hues) * 1.2).clamp(-1, 0.8)

@@ -19,7 +19,10 @@ settings.load_profile("slow machine")
 
 DATASET = {"source": "sprites", "image_size": 16, "num_images": 200, "shard_size": 64}
 TINY_MODELS = {  # settings that train in milliseconds; a model that is not named here trains with its defaults
+    "autoencoder": {"latent_dim": 4, "width": 4},
     "vae": {"latent_dim": 4, "width": 4},
+    "aae": {"latent_dim": 3, "width": 4, "hidden": 16},
+    "gan": {"latent_dim": 8, "generator_hidden": 16, "discriminator_hidden": 16},
     "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
     "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
 }

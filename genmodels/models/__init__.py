@@ -1,7 +1,10 @@
 """The registry: a model's name and where its class is; imported only when asked for."""
 
 MODELS: dict[str, str] = {
+    "autoencoder": "genmodels.models.autoencoder:Autoencoder",
     "vae": "genmodels.models.vae:VAE",
+    "aae": "genmodels.models.aae:AAE",
+    "gan": "genmodels.models.gan:GAN",
     "dcgan": "genmodels.models.dcgan:DCGAN",
     "progan": "genmodels.models.progan:ProGAN",
 }

@@ -21,7 +21,6 @@ from genmodels.data.fields import DataSpec
 from genmodels.losses import gaussian_kl
 from genmodels.model import (
     Batch,
-    GenerativeModel,
     Noise,
     OptimizerConfig,
     Phase,
@@ -31,6 +30,7 @@ from genmodels.model import (
     StepOutput,
     Strict,
 )
+from genmodels.reconstruction import ReconstructingModel
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -74,7 +74,7 @@ class ImageLikelihood(nn.Module):
         return (-0.5 * scaled.square() - self.log_sigma - 0.5 * LOG_2PI).flatten(1).sum(1)
 
 
-class VAE(GenerativeModel):
+class VAE(ReconstructingModel):
     """Encoder, decoder, and the evidence lower bound."""
 
     Config = VAEConfig
@@ -130,9 +130,13 @@ class VAE(GenerativeModel):
         """N(0, I), [num, Z]."""
         return torch.randn(num, self.config.latent_dim, generator=generator)
 
-    def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
+    def decode(self, latent: Tensor, cond: Batch) -> Tensor:
         """The mean of p(x|z)."""
         return self.decoder.mean(latent)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x)."""
+        return self.decoder.mean(self.posterior(images)[0])
 
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:

@@ -30,7 +30,10 @@ NUM_IMAGES = 192  # crosses every stage of the tiny settings
 TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkpoint_every": BATCH, "ema_rampup": 0.5}
 
 LEARNING = {  # over the tiny settings: enough to learn a handful of images in 150 steps
+    "autoencoder": {"width": 8, "lr": 4e-3},
     "vae": {"width": 8, "lr": 4e-3},
+    "aae": {"width": 8, "hidden": 64, "lr": 4e-3, "adversarial_lr": 4e-3},
+    "gan": {"generator_hidden": 128, "discriminator_hidden": 64, "lr": 5e-4},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
     "progan": {"lr": 3e-3},
 }
@@ -423,7 +426,12 @@ def test_a_non_finite_loss_stops_and_touches_no_weight(name, value, sprites_data
     for phase in build(name, sprites_data.spec).phases:
         bad_step = 2 * phase.every
         trainer = make_trainer(name, sprites_data, log_every=BATCH, num_images=NUM_IMAGES)
-        plain_step, before, terms = trainer.model.training_step, {}, []
+        plain_step, before, after, terms = trainer.model.training_step, {}, {}, []
+
+        def updated(*_, a=after, model=trainer.model):  # the last time right after the bad update
+            a.update({key: parameter.detach().clone() for key, parameter in model.named_parameters()})
+
+        trainer.optimizers[phase.name].register_step_post_hook(updated)
 
         def poisoned(
             batch, phase_name, progress, *rest, phase=phase, bad_step=bad_step, plain=plain_step, b=before, t=terms
@@ -441,7 +449,6 @@ def test_a_non_finite_loss_stops_and_touches_no_weight(name, value, sprites_data
             trainer.run()
         for word in (name, repr(phase.name), repr(terms[0]), f"image {(bad_step + 1) * BATCH}"):
             assert word in str(error.value)
-        after = dict(trainer.model.named_parameters())
         assert all(parameter.isfinite().all() for parameter in after.values())
         assert before and all(torch.equal(before[key], after[key]) for key in before.keys() & after.keys())
 
