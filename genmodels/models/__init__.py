@@ -3,5 +3,7 @@
 MODELS: dict[str, str] = {
     "vae": "genmodels.models.vae:VAE",
     "dcgan": "genmodels.models.dcgan:DCGAN",
+    "infogan": "genmodels.models.infogan:InfoGAN",
+    "text2image": "genmodels.models.text2image:Text2Image",
     "progan": "genmodels.models.progan:ProGAN",
 }
