@@ -33,7 +33,7 @@ class Matcher(nn.Module):
 
 
 def train_matcher(
-    images: Tensor, captions: Tensor, num_tokens: int, num_images: int = 60_000, seed: int = 1
+    images: Tensor, captions: Tensor, num_tokens: int, num_images: int = 20_000, seed: int = 1
 ) -> Matcher:
     """A matcher trained on images [N, C, S, S] in [-1, 1] and captions int64 [N, K, L], tokens below num_tokens.
 
