@@ -72,3 +72,15 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     Kingma, "Variational Inference and Deep Learning" (2017), closed form for two Gaussians.
     """
     return 0.5 * (mean.square() + logvar.exp() - logvar - 1).sum(1).mean()
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, alike: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding each image's text in the batch and each text's image, halved; embeddings [B, E].
+
+    alike: bool [B, B], pairs (i, j) that match too and so count neither way. The symmetric form of a joint
+    embedding's loss (Reed et al. 2016, CVPR, equation 4), with a softmax in place of the hinge (Radford et al. 2021).
+    """
+    scores = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T / temperature
+    right = torch.arange(len(scores), device=scores.device)
+    scores = scores.float().masked_fill(alike & (right[:, None] != right), -torch.inf)
+    return 0.5 * (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right))

@@ -24,6 +24,15 @@ TINY_MODELS = {  # settings that train in milliseconds; a model that is not name
     "aae": {"latent_dim": 3, "width": 4, "hidden": 16},
     "gan": {"latent_dim": 8, "generator_hidden": 16, "discriminator_hidden": 16},
     "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
+    "infogan": {"noise_dim": 4, "width": 4, "hidden_dim": 16, "q_dim": 8, "num_categories": 4},
+    "text2image": {
+        "latent_dim": 8,
+        "width": 4,
+        "discriminator_width": 4,
+        "text_dim": 8,
+        "matching_width": 4,
+        "embedding_dim": 8,
+    },
     "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
 }
 

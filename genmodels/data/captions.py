@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
 MAX_VOCABULARY = 8192
@@ -35,6 +36,12 @@ def encode(captions: Sequence[str], vocabulary: tuple[str, ...], num_words: int)
         known = [number.get(word, UNKNOWN) for word in words(caption)[:num_words]]
         row[: len(known)] = known
     return tokens
+
+
+def alike(captions: Tensor) -> Tensor:
+    """Bool [B, B]: which samples share a caption, word for word; captions int64 [B, K, L] of K a sample."""
+    equal = captions[:, None, :, None] == captions[None, :, None, :]  # [B, B, K, K, L]
+    return equal.all(-1).flatten(2).any(-1)
 
 
 @lru_cache(maxsize=4)

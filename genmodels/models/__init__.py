@@ -6,5 +6,7 @@ MODELS: dict[str, str] = {
     "aae": "genmodels.models.aae:AAE",
     "gan": "genmodels.models.gan:GAN",
     "dcgan": "genmodels.models.dcgan:DCGAN",
+    "infogan": "genmodels.models.infogan:InfoGAN",
+    "text2image": "genmodels.models.text2image:Text2Image",
     "progan": "genmodels.models.progan:ProGAN",
 }
