@@ -67,7 +67,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: InfoGANConfig, data: DataSpec):
         super().__init__()
         self.num_categories, hidden = config.num_categories, config.hidden_dim
-        encoder = Encoder(data.channels, data.image_size, config.width, hidden)
+        encoder = Encoder(data.channels, data.image_size, config.width, hidden, norm="none")
         # No batch norm here, unlike the paper: just under D's head it makes means of real and fake batches equal.
         self.trunk = nn.Sequential(encoder, nn.LeakyReLU(0.1))
         self.head = nn.Linear(hidden, 1)
