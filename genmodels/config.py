@@ -34,6 +34,15 @@ class DatasetConfig(Strict):
     """One named data set: where its images come from and how they become shards."""
 
     source: str = Field(description="the word 'sprites', or a folder: flat, one folder a class, or trainA/trainB")
+    label: str | None = Field(None, description="the tables' column that names an image's class; null: its folder does")
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        description="null: every 0/1 column of attributes.csv; NAME: a column, one attribute a value where it is not "
+        "0/1; NAME=VALUE: one of its values",
+    )
+    split_by: str | None = Field(
+        None, description="column whose equal values stay in one split: all pictures of one person, of one drawing"
+    )
     image_size: int = Field(32, ge=4, le=2048, description="side of the largest square images, pixels")
     channels: Literal[1, 3] = Field(3, description="3: RGB, 1: gray")
     fit: Literal["crop", "pad"] = Field("crop", description="how other aspect ratios become square")

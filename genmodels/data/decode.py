@@ -43,6 +43,7 @@ class Decoder:
     def __init__(self, source: Source, config: DatasetConfig, num_parts: int):
         self.source, self.config, self.num_parts = source, config, num_parts
         self.classes, self.attributes = tuple(sorted(source.classes)), tuple(source.attributes)
+        self._groups = {group: number for number, group in enumerate(source.groups)}
 
     def __call__(self, record: Record) -> Sample | Reject:
         """Reads, decodes and packs one record."""
@@ -55,6 +56,10 @@ class Decoder:
     def label(self, record: Record) -> int | None:
         """The index of the record's class."""
         return None if record.label is None else self.classes.index(record.label)
+
+    def group(self, record: Record) -> int | None:
+        """The number of the record's group."""
+        return None if record.group is None else self._groups[record.group]
 
     def _check(self, record: Record) -> None:
         if self.classes and record.label is None:
@@ -95,6 +100,7 @@ class Decoder:
             "captions": record.captions,
             "parts": parts,
             "domain": record.domain,
+            "group": record.group,
         }
         return {key: value for key, value in about.items() if value not in (None, ())}
 

@@ -63,6 +63,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("attributes", pa.list_(pa.uint8())),  # in the order of the DataSpec
         ("parts", pa.list_(pa.list_(pa.float32(), 4))),  # left, top, right, bottom: fractions of the squared image
         ("captions", pa.list_(pa.string())),
+        ("group", pa.int64()),  # number of the value of the column that split the images
     ]
 )
 REJECTS_SCHEMA = pa.schema([("file", pa.string()), ("reason", pa.string())])
@@ -109,12 +110,41 @@ def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
 
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
-    """At most `num_images` records, those of the lowest hashes; by domain, then by hash."""
+    """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash."""
     records = list(source.records())
-    hashed = {hashlib.sha256(record.key.encode()).digest(): record for record in records}
+    hashed = {_hash(record.key): record for record in records}
     assert len(hashed) == len(records), "a source repeats a key"
-    chosen = [hashed[digest] for digest in sorted(hashed)[: config.num_images]]
-    return sorted(chosen, key=lambda record: record.domain or "")
+    order = sorted(hashed)
+    if source.groups:
+        order.sort(key=lambda digest: _hash(hashed[digest].group or ""))
+    chosen = sorted(order[: config.num_images])
+    return split_groups(sorted((hashed[digest] for digest in chosen), key=_domain), config.holdout)
+
+
+def split_groups(records: list[Record], holdout: float) -> list[Record]:
+    """The records, those of a group with a split: test when the group's hash falls below `holdout`.
+
+    Of two groups or more, one at least is on each side where holdout > 0. What the source split stays as it is.
+    """
+    fractions = {group: fraction(_hash(f"split {group}").hex()) for record in records if (group := record.group)}
+    order = sorted(fractions, key=lambda group: fractions[group])
+    test = {group for group in order if fractions[group] < holdout}
+    if holdout and len(order) > 1:
+        test = (test | set(order[:1])) - set(order[-1:])
+    return [
+        replace(record, split="test" if record.group in test else "train")
+        if record.group and not record.split
+        else record
+        for record in records
+    ]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _domain(record: Record) -> str:
+    return record.domain or ""
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
@@ -269,6 +299,7 @@ class _Preparation:
             "attributes": [(record.attributes or {})[name] for name in self.source.attributes],
             "parts": [list(box) for box in sample.parts],
             "captions": list(record.captions),
+            "group": self.decoder.group(record),
         }
 
     def _check_rejects(self) -> None:
@@ -310,6 +341,7 @@ class _Preparation:
             attributes=tuple(self.source.attributes),
             domains=tuple(self.source.domains),
             num_parts=self.decoder.num_parts,
+            group=(self.config.split_by or "") if self.source.groups else "",
             **self._caption_facts(rows),
         )
 
@@ -335,13 +367,13 @@ def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[s
     held: Sample | None = None  # of the only side so far, the sample nearest to the other
     only, several, mixed = "train", False, False
     for sample in samples:
-        side = sample.record.split or ("test" if _fraction(sample) < holdout else "train")
+        side = sample.record.split or ("test" if fraction(sample.sha256) < holdout else "train")
         if mixed or sample.record.split or not holdout:
             yield side, sample
         elif held is None:
             held, only = sample, side
         elif side == only:
-            held, released = sorted((held, sample), key=_fraction, reverse=only == "test")
+            held, released = sorted((held, sample), key=lambda each: fraction(each.sha256), reverse=only == "test")
             several = True
             yield only, released
         else:
@@ -352,8 +384,9 @@ def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[s
         yield "test" if several and only == "train" else "train", held
 
 
-def _fraction(sample: Sample) -> float:
-    return int(sample.sha256[:8], 16) / 2**32
+def fraction(digest: str) -> float:
+    """A hex digest as a number in [0, 1)."""
+    return int(digest[:8], 16) / 2**32
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> TableFile:
