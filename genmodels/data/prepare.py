@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -117,34 +117,43 @@ def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
     order = sorted(hashed)
     if source.groups:
         order.sort(key=lambda digest: _hash(hashed[digest].group or ""))
-    chosen = sorted(order[: config.num_images])
-    return split_groups(sorted((hashed[digest] for digest in chosen), key=_domain), config.holdout)
+    chosen = sorted((hashed[digest] for digest in sorted(order[: config.num_images])), key=lambda r: r.domain or "")
+    return split_groups(chosen, _joined(source, chosen), config.holdout) if source.groups else chosen
 
 
-def split_groups(records: list[Record], holdout: float) -> list[Record]:
-    """The records, those of a group with a split: test when the group's hash falls below `holdout`.
+def _joined(source: Source, records: list[Record]) -> dict[str, str]:
+    """By group, one that it shares a split with: itself, or the first of those that hold copies of its images."""
+    joined = {record.group: record.group for record in records if record.group}
+    holder: dict[bytes, str] = {}  # by content
 
-    Of two groups or more, one at least is on each side where holdout > 0. What the source split stays as it is.
+    def first(group: str) -> str:
+        return group if joined[group] == group else first(joined[group])
+
+    for record in records:
+        with suppress(OSError):  # decoding will say so
+            data = source.read(record)
+            if record.group and isinstance(data, bytes):
+                groups = first(record.group), first(holder.setdefault(hashlib.sha256(data).digest(), record.group))
+                joined[max(groups)] = min(groups)
+    return {group: first(group) for group in joined}
+
+
+def split_groups(records: list[Record], joined: dict[str, str], holdout: float) -> list[Record]:
+    """The records, each with a split: test when the hash of its group (see `_joined`) falls below `holdout`.
+
+    Where holdout > 0 and there are two groups, each side has one at least. What the source split stays as it is.
     """
-    fractions = {group: fraction(_hash(f"split {group}").hex()) for record in records if (group := record.group)}
+    fractions = {group: fraction(_hash(f"split {group}").hex()) for group in joined.values()}
     order = sorted(fractions, key=lambda group: fractions[group])
     test = {group for group in order if fractions[group] < holdout}
     if holdout and len(order) > 1:
         test = (test | set(order[:1])) - set(order[-1:])
-    return [
-        replace(record, split="test" if record.group in test else "train")
-        if record.group and not record.split
-        else record
-        for record in records
-    ]
+    sides = {group: "test" if joined[group] in test else "train" for group in joined}
+    return [replace(record, split=record.split or sides[record.group or ""]) for record in records]
 
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-def _domain(record: Record) -> str:
-    return record.domain or ""
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
