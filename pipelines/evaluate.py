@@ -90,7 +90,7 @@ def evaluate(everything: Params, folder: Path, sampler: Sampler) -> tuple[dict[s
         test=test,
         paired=paired,
         samples=judge.samples(sampler),
-        features=lambda images: extract(extractor, images),
+        features=lambda images: extract(extractor, images) if extractor else images.flatten(1),
         scores=scores,
         history=read_history(folder.parent / "scores.csv"),
     )

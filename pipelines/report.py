@@ -81,11 +81,13 @@ def _section(name: str, result: dict[str, Any]) -> str:
     picture = root() / "data/models" / name / "samples.png"
     image = f'<img alt="samples of {name}" src="data:image/png;base64,{_base64(picture)}">' if picture.is_file() else ""
     protocol = result["protocol"]
+    network = "no feature network"
+    if protocol["extractor_sha256"]:
+        network = f"feature network {protocol['extractor_sha256'][:12]} ({protocol['extractor_task']})"
     return f"""<h2>{html.escape(name)}</h2>{image}
 <table><tr><th>score<th>samples<th>real against real</tr>{scores}</table>
 <p>{protocol["num_images"]} images of {protocol["image_size"]} px, split {protocol["split"]},
-data {protocol["data_digest"][:12]},
-feature network {protocol["extractor_sha256"][:12]} ({protocol["extractor_task"]}).</p>"""
+data {protocol["data_digest"][:12]}, {network}.</p>"""
 
 
 def _cells(proof: dict[str, Any]) -> list[str]:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
 
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import Box, Record
-from genmodels.data.images import Rejected, fit, fit_box, load, pyramid
+from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
 from genmodels.data.shards import Packed, pack
 from genmodels.data.sources import Reject, Source
 
@@ -69,25 +69,31 @@ class Decoder:
         if len(record.parts) != self.num_parts:
             raise Rejected(f"not {self.num_parts} parts")
 
-    def _read(self, record: Record) -> bytes | Image.Image:
+    def _read(self, record: Record) -> Data:
         try:
             return self.source.read(record)
         except OSError as error:
             raise Rejected(f"cannot be read ({error.strerror})") from error
 
-    def _sample(self, record: Record, data: bytes | Image.Image) -> Sample:
+    def _sample(self, record: Record, data: Data) -> Sample:
+        if isinstance(data, np.ndarray):  # values are samples as they are
+            return self._packed(record, quantized(data), data.tobytes(), data.shape[1], data.shape[0], record.parts)
         image = load(data, self.config)
         parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
-        pixels = fit(image, self.config)
-        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
         content = data if isinstance(data, bytes) else image.tobytes()
+        return self._packed(record, fit(image, self.config), content, image.width, image.height, parts)
+
+    def _packed(
+        self, record: Record, pixels: Pixels, content: bytes, width: int, height: int, parts: tuple[Box, ...]
+    ) -> Sample:
+        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
         return Sample(
             record=record,
             parts=parts,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
-            width=image.width,
-            height=image.height,
+            width=width,
+            height=height,
             packed=pack(record.key, levels, self.config.encoding, self._about(record, parts)),
         )
 

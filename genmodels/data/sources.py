@@ -12,10 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import Record
+from genmodels.data.images import Data
 from genmodels.data.tables import Tables
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -26,7 +29,9 @@ MAX_KEY = 80  # characters; with hash and extension a tar header holds the name
 
 
 SPRITES = "sprites"  # the word for the embedded data set
-RENDERED = (SPRITES,)  # sources that need no files
+RING = "ring"  # the word for points of the plane
+RENDERED = (SPRITES, RING)  # sources that need no files
+NUM_POINTS = 20_000  # of the ring, unless the configuration says otherwise
 
 
 class Reject(NamedTuple):
@@ -48,8 +53,8 @@ class Source(Protocol):
     def records(self) -> Iterator[Record]:
         """Every sample, always in the same order."""
 
-    def read(self, record: Record) -> bytes | Image.Image:
-        """The file's bytes, or the rendered image. OSError where the file cannot be read."""
+    def read(self, record: Record) -> Data:
+        """The file's bytes, or what was rendered. OSError where the file cannot be read."""
 
     def describe(self) -> str:
         """One line: which layout was found, and how much of it."""
@@ -70,6 +75,8 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
                 raise ValueError(f"{setting} names columns of a folder's tables; source {config.source!r} has none")
     if config.source == SPRITES:
         return RenderedSource(config.num_images or 6000, config.image_size)
+    if config.source == RING:
+        return RingSource(config.num_images or NUM_POINTS)
     if not is_available(config, root):
         raise ValueError(f"source {str(root / Path(config.source).expanduser())!r} is no folder; expected {LAYOUTS}")
     folder = root / Path(config.source).expanduser()
@@ -113,6 +120,43 @@ class RenderedSource:
 
         text = inspect.getsource(sprite_kinds) + inspect.getsource(sprites)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RingSource:
+    """Points of `genmodels.data.ring` as images of one pixel and two channels, labelled by their mode."""
+
+    attributes: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+
+    def __init__(self, num_images: int):
+        import torch
+
+        from genmodels.data.ring import ring_centres, ring_points
+
+        points = ring_points(num_images, torch.Generator().manual_seed(0))
+        modes = torch.cdist(points, ring_centres()).argmin(1)  # 10 sigma from the next
+        self._points: NDArray[np.float32] = points.numpy()
+        self._modes: list[int] = modes.tolist()
+        self.classes = tuple(str(mode) for mode in range(len(ring_centres())))
+
+    def records(self) -> Iterator[Record]:
+        """Every point; its key is its number."""
+        for number, mode in enumerate(self._modes):
+            yield Record(f"{number:06d}", f"{number:06d}", label=str(mode))
+
+    def read(self, record: Record) -> NDArray[np.float32]:
+        """The point as [1, 1, 2]."""
+        return self._points[int(record.key)].reshape(1, 1, 2)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"ring: {len(self.classes)} modes, {len(self._modes):,} points"
+
+    def fingerprint(self) -> str:
+        """Hash of the points."""
+        return hashlib.sha256(self._points.tobytes()).hexdigest()
 
 
 class FolderSource:
