@@ -63,6 +63,7 @@ class DatasetConfig(Strict):
     encoding: Literal["raw", "png", "jpg", "webp"] = Field("raw", description="raw: fastest; the others: smaller")
     num_images: int | None = Field(None, ge=1, description="at most so many images; sprites: how many to render")
     holdout: float = Field(0.1, ge=0, lt=1, description="share of images held out where the source names no test set")
+    num_parts: int = Field(0, ge=0, le=16, description="key patches to find in each image by its edges; 0: none")
     shard_size: int = Field(1024, ge=1, description="samples a shard")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are rejected before decoding")
     max_reject_fraction: float = Field(0.1, ge=0, le=1, description="stop when more of the source is unusable")

@@ -17,6 +17,7 @@ import numpy as np
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import Box, Record
 from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
+from genmodels.data.key_patches import key_patches
 from genmodels.data.shards import Packed, pack
 from genmodels.data.sources import Reject, Source
 
@@ -40,8 +41,9 @@ class Sample(NamedTuple):
 class Decoder:
     """Record -> Sample, or the reason why not. Picklable; knows nothing of other records."""
 
-    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):
-        self.source, self.config, self.num_parts = source, config, num_parts
+    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):  # parts that the records bring
+        self.source, self.config, self.num_given = source, config, num_parts
+        self.num_parts = num_parts or config.num_parts
         self.classes, self.attributes = tuple(sorted(source.classes)), tuple(source.attributes)
         self._groups = {group: number for number, group in enumerate(source.groups)}
 
@@ -66,8 +68,8 @@ class Decoder:
             raise Rejected("no label")
         if set(record.attributes or ()) != set(self.attributes):
             raise Rejected("attributes missing")
-        if len(record.parts) != self.num_parts:
-            raise Rejected(f"not {self.num_parts} parts")
+        if len(record.parts) != self.num_given:
+            raise Rejected(f"not {self.num_given} parts")
 
     def _read(self, record: Record) -> Data:
         try:
@@ -80,8 +82,11 @@ class Decoder:
             return self._packed(record, quantized(data), data.tobytes(), data.shape[1], data.shape[0], record.parts)
         image = load(data, self.config)
         parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
+        pixels = fit(image, self.config)
+        if self.config.num_parts:
+            parts = key_patches(pixels, self.config.num_parts)
         content = data if isinstance(data, bytes) else image.tobytes()
-        return self._packed(record, fit(image, self.config), content, image.width, image.height, parts)
+        return self._packed(record, pixels, content, image.width, image.height, parts)
 
     def _packed(
         self, record: Record, pixels: Pixels, content: bytes, width: int, height: int, parts: tuple[Box, ...]

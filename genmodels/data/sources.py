@@ -73,6 +73,8 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
         for setting in ("label", "attributes", "split_by"):
             if getattr(config, setting) is not None:
                 raise ValueError(f"{setting} names columns of a folder's tables; source {config.source!r} has none")
+        if config.num_parts:
+            raise ValueError(f"num_parts are found in images of a folder; source {config.source!r} takes none")
     if config.source == SPRITES:
         return RenderedSource(config.num_images or 6000, config.image_size)
     if config.source == RING:
