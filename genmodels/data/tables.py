@@ -46,16 +46,18 @@ class Table(NamedTuple):
     path: Path
     columns: list[str]
     rows: list[Row]
+    repeats: bool  # several rows of one image
 
     def column(self, name: str) -> dict[str, str]:
         """The column's value of each image; empty cells are left out. ValueError where two rows disagree."""
         place, seen = self.columns.index(name), dict[str, Row]()
-        for row in self.rows:
+        values = {row.file: row.cells[place] for row in self.rows if row.cells[place]}
+        for row in self.rows if self.repeats else ():
             first = seen.setdefault(row.file, row)
             if first.cells[place] != row.cells[place]:
                 what = f"{row.cells[place]!r}, but row {first.number} says {first.cells[place]!r} of the same image"
                 raise _fault(self.path, row.number, name, what)
-        return {file: row.cells[place] for file, row in seen.items() if row.cells[place]}
+        return values
 
 
 class Tables:
@@ -201,12 +203,12 @@ class Tables:
             if len(cells) != len(columns):
                 what = f"{len(cells)} values for {len(columns)} columns ({_listed(columns)}); quote values with commas"
                 raise _fault(path, number, None, what)
-            for column, cell in zip(columns, cells, strict=True):
+            for column, cell in () if "".join(cells).isascii() else zip(columns, cells, strict=True):
                 _check_text(path, number, column, cell)
             file = self._find(path, number, name, cells[place])
             if file not in self._refused:
                 rows.append(Row(number, file, cells))
-        return Table(path, columns, rows)
+        return Table(path, columns, rows, repeats=len({row.file for row in rows}) < len(rows))
 
     def _find(self, path: Path, number: int, column: str, name: str) -> str:
         """The image that a row means: by its path in the source, or by its name where only one image has it."""
@@ -234,10 +236,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_unique(table: Table | None) -> None:
+    if not table or not table.repeats:
+        return
     seen: dict[str, int] = {}
-    for row in table.rows if table else ():
+    for row in table.rows:
         if (first := seen.setdefault(row.file, row.number)) != row.number:
-            assert table
             raise _fault(table.path, row.number, None, f"{row.file!r} stands in row {first} already")
 
 
@@ -250,11 +253,10 @@ def _one_of(path: Path, columns: Sequence[str], choices: Sequence[str], what: st
 
 
 def _check_text(path: Path, row: int, column: str | None, text: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise _fault(path, row, column, "not UTF-8; save the file in that encoding") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _fault(path, row, column, "not UTF-8; save the file in that encoding") from None
 
 
 def _binary(values: Mapping[str, str]) -> dict[str, int]:

@@ -226,3 +226,14 @@ def test_real_folders_bring_what_their_tables_say(tmp_path, name, settings, keys
     config = DatasetConfig(source=str(SHARED / name), image_size=8, num_images=60, **settings)
     spec = prepare(name, config, tmp_path / "out", tmp_path, 1)
     assert set(spec.keys) == {"image"} | keys and spec.num_train + spec.num_test == 60
+
+
+def test_two_rows_of_one_image_must_agree(tmp_path):
+    folder = fill(tmp_path, ["a.png"], attributes__csv="file,k\na.png,1\na.png,1\n")
+    with pytest.raises(ValueError, match=r"attributes\.csv row 3: 'a\.png' stands in row 2 already"):
+        FolderSource(folder)
+    (folder / "attributes.csv").unlink()
+    (folder / "captions.csv").write_text("file,caption,k\na.png,one,x\na.png,two,y\n")
+    assert len(list(FolderSource(folder).records())) == 1
+    with pytest.raises(ValueError, match=r"captions\.csv row 3, column k: 'y', but row 2 says 'x'"):
+        FolderSource(folder, label="k")
