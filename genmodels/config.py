@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
@@ -33,18 +42,53 @@ class ConfigError(ValueError):
 class DatasetConfig(Strict):
     """One named data set: where its images come from and how they become shards."""
 
-    source: str = Field(description="the word 'sprites', or a folder: flat, one folder a class, or trainA/trainB")
-    image_size: int = Field(32, ge=4, le=2048, description="side of the largest square images, pixels")
-    channels: Literal[1, 3] = Field(3, description="3: RGB, 1: gray")
+    source: str = Field(
+        description="a folder: flat, one folder a class, or trainA/trainB; or the words 'sprites' (pictures) and "
+        "'ring' (points of the plane as images of one pixel and two channels)"
+    )
+    label: str | None = Field(None, description="the tables' column that names an image's class; null: its folder does")
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        description="null: every 0/1 column of attributes.csv; NAME: a column, one attribute a value where it is not "
+        "0/1; NAME=VALUE: one of its values",
+    )
+    split_by: str | None = Field(
+        None, description="column whose equal values stay in one split: all pictures of one person, of one drawing"
+    )
+    image_size: int = Field(
+        default_factory=lambda values: 1 if values.get("source") == "ring" else 32,
+        ge=1,
+        le=2048,
+        description="side of the largest square images, pixels",
+        validate_default=True,
+    )
+    channels: Literal[1, 2, 3] = Field(
+        default_factory=lambda values: 2 if values.get("source") == "ring" else 3, description="3: RGB, 1: gray"
+    )
     fit: Literal["crop", "pad"] = Field("crop", description="how other aspect ratios become square")
     background: tuple[int, int, int] = Field((255, 255, 255), description="ground under transparency and padding")
     pyramid: bool = Field(True, description="write every halving of the size down to 4 too (growing models)")
     encoding: Literal["raw", "png", "jpg", "webp"] = Field("raw", description="raw: fastest; the others: smaller")
     num_images: int | None = Field(None, ge=1, description="at most so many images; sprites: how many to render")
     holdout: float = Field(0.1, ge=0, lt=1, description="share of images held out where the source names no test set")
+    num_parts: int = Field(0, ge=0, le=16, description="key patches to find in each image by its edges; 0: none")
     shard_size: int = Field(1024, ge=1, description="samples a shard")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are rejected before decoding")
     max_reject_fraction: float = Field(0.1, ge=0, le=1, description="stop when more of the source is unusable")
+
+    @field_validator("image_size", "channels", "encoding")
+    @classmethod
+    def _fits_source(cls, value: Any, info: ValidationInfo) -> Any:
+        """Points are of one pixel, two channels and raw; images are of neither."""
+        if info.data.get("source") == "ring":
+            points: dict[str | None, Any] = {"image_size": 1, "channels": 2, "encoding": "raw"}
+            if value != (only := points[info.field_name]):
+                raise PydanticCustomError("points", "Input should be {only} for source 'ring'", {"only": only})
+        elif info.field_name == "image_size" and value < 4:
+            raise PydanticCustomError("too_small", "Input should be greater than or equal to 4")
+        elif info.field_name == "channels" and value == 2:
+            raise PydanticCustomError("no_channels", "Input should be 1 or 3")
+        return value
 
 
 class TrainConfig(Strict):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 
@@ -18,8 +18,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid(images: Tensor, columns: int | None = None, min_side: int = 1) -> Image.Image:
-    """One picture of [N, C, H, W], row by row with a white pixel between; small tiles enlarged to `min_side`."""
-    num, _, height, width = images.shape
+    """One picture of [N, C, H, W], row by row with a white pixel between; small tiles enlarged to `min_side`.
+
+    Points, [N, 2, 1, 1], are one scatter plot.
+    """
+    num, channels, height, width = images.shape
+    if (channels, height, width) == (2, 1, 1):
+        return scatter(images.flatten(1))
     columns = columns or max(1, int(num**0.5))
     scale = max(1, -(-min_side // height))
     images = F.interpolate(images.float().cpu(), scale_factor=scale, mode="nearest")
@@ -32,6 +37,18 @@ def grid(images: Tensor, columns: int | None = None, min_side: int = 1) -> Image
     return as_image(sheet)
 
 
+def scatter(points: Tensor, side: int = 257) -> Image.Image:
+    """Points [N, 2] of [-1, 1] x [-1, 1] on a picture of that square with its axes, y upwards; clipped to it."""
+    sheet = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.line([(side // 2, 0), (side // 2, side)], "gainsboro")
+    draw.line([(0, side // 2), (side, side // 2)], "gainsboro")
+    places = (points.detach().float().cpu().nan_to_num().clamp(-1, 1) + 1) / 2 * (side - 1)
+    for x, y in places.tolist():
+        draw.ellipse([x - 1, side - 2 - y, x + 1, side - y], "navy")
+    return sheet
+
+
 def as_image(pixels: np.ndarray) -> Image.Image:
     """Uint8 [H, W, C], C 1 or 3, as a Pillow image."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
@@ -41,8 +58,8 @@ def save_each(images: Tensor, folder: Path) -> list[Path]:
     """Writes [N, C, H, W] as 00000.png, 00001.png … and returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:05d}.png" for i in range(len(images))]
-    for path, pixels in zip(paths, to_uint8(images), strict=True):
-        as_image(pixels).save(path)
+    for path, image in zip(paths, images.split(1), strict=True):
+        (scatter(image.flatten(1)) if image.shape[1] == 2 else as_image(to_uint8(image)[0])).save(path)
     return paths
 
 

@@ -103,7 +103,7 @@ def evaluate(
         test=test,
         paired=paired,
         samples=samples,
-        features=lambda images: extract(extractor, images),
+        features=lambda images: extract(extractor, images) if extractor else images.flatten(1),
         scores=scores,
         history=read_history(folder.parent / "scores.csv"),
     )

@@ -85,11 +85,13 @@ def _section(name: str, result: dict[str, Any]) -> str:
         for title, path in _pictures(name)
     )
     protocol = result["protocol"]
+    network = "no feature network"
+    if protocol["extractor_sha256"]:
+        network = f"feature network {protocol['extractor_sha256'][:12]} ({protocol['extractor_task']})"
     return f"""<h2>{html.escape(name)}</h2>{images}
 <table><tr><th>score<th>samples<th>real against real</tr>{scores}</table>
 <p>{protocol["num_images"]} images of {protocol["image_size"]} px, split {protocol["split"]},
-data {protocol["data_digest"][:12]},
-feature network {protocol["extractor_sha256"][:12]} ({protocol["extractor_task"]}).</p>"""
+data {protocol["data_digest"][:12]}, {network}.</p>"""
 
 
 def _pictures(name: str) -> Iterator[tuple[str, Path]]:

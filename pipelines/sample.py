@@ -80,6 +80,8 @@ def read_images(path: Path, spec: DataSpec) -> Tensor:
     from genmodels.data.images import Rejected, decode
     from genmodels.trainer import to_float
 
+    if spec.channels == 2:
+        raise UserError(f"{path}: the model's data are points, which no image file holds")
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     config = DatasetConfig(source=str(path), image_size=spec.image_size, channels=spec.channels)
     pixels = []

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
 
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import Box, Record
-from genmodels.data.images import Rejected, fit, fit_box, load, pyramid
+from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
+from genmodels.data.key_patches import key_patches
 from genmodels.data.shards import Packed, pack
 from genmodels.data.sources import Reject, Source
 
@@ -40,9 +41,11 @@ class Sample(NamedTuple):
 class Decoder:
     """Record -> Sample, or the reason why not. Picklable; knows nothing of other records."""
 
-    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):
-        self.source, self.config, self.num_parts = source, config, num_parts
+    def __init__(self, source: Source, config: DatasetConfig, num_parts: int):  # parts that the records bring
+        self.source, self.config, self.num_given = source, config, num_parts
+        self.num_parts = num_parts or config.num_parts
         self.classes, self.attributes = tuple(sorted(source.classes)), tuple(source.attributes)
+        self._groups = {group: number for number, group in enumerate(source.groups)}
 
     def __call__(self, record: Record) -> Sample | Reject:
         """Reads, decodes and packs one record."""
@@ -56,33 +59,46 @@ class Decoder:
         """The index of the record's class."""
         return None if record.label is None else self.classes.index(record.label)
 
+    def group(self, record: Record) -> int | None:
+        """The number of the record's group."""
+        return None if record.group is None else self._groups[record.group]
+
     def _check(self, record: Record) -> None:
         if self.classes and record.label is None:
             raise Rejected("no label")
         if set(record.attributes or ()) != set(self.attributes):
             raise Rejected("attributes missing")
-        if len(record.parts) != self.num_parts:
-            raise Rejected(f"not {self.num_parts} parts")
+        if len(record.parts) != self.num_given:
+            raise Rejected(f"not {self.num_given} parts")
 
-    def _read(self, record: Record) -> bytes | Image.Image:
+    def _read(self, record: Record) -> Data:
         try:
             return self.source.read(record)
         except OSError as error:
             raise Rejected(f"cannot be read ({error.strerror})") from error
 
-    def _sample(self, record: Record, data: bytes | Image.Image) -> Sample:
+    def _sample(self, record: Record, data: Data) -> Sample:
+        if isinstance(data, np.ndarray):  # values are samples as they are
+            return self._packed(record, quantized(data), data.tobytes(), data.shape[1], data.shape[0], record.parts)
         image = load(data, self.config)
         parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
         pixels = fit(image, self.config)
-        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
+        if self.config.num_parts:
+            parts = key_patches(pixels, self.config.num_parts)
         content = data if isinstance(data, bytes) else image.tobytes()
+        return self._packed(record, pixels, content, image.width, image.height, parts)
+
+    def _packed(
+        self, record: Record, pixels: Pixels, content: bytes, width: int, height: int, parts: tuple[Box, ...]
+    ) -> Sample:
+        levels = pyramid(pixels) if self.config.pyramid else {self.config.image_size: pixels}
         return Sample(
             record=record,
             parts=parts,
             sha256=hashlib.sha256(content).hexdigest(),
             bytes=len(content),
-            width=image.width,
-            height=image.height,
+            width=width,
+            height=height,
             packed=pack(record.key, levels, self.config.encoding, self._about(record, parts)),
         )
 
@@ -95,6 +111,7 @@ class Decoder:
             "captions": record.captions,
             "parts": parts,
             "domain": record.domain,
+            "group": record.group,
         }
         return {key: value for key, value in about.items() if value not in (None, ())}
 

@@ -23,6 +23,7 @@ class DataSpec:
     vocabulary: tuple[str, ...] = ()  # the words of the training captions; empty without captions
     num_captions: int = 0  # captions an image; where it has fewer they repeat
     num_words: int = 0  # tokens a caption, padding included
+    group: str = ""  # what images of one `group` have in common: the column that split them; empty without
     digest: str = ""  # sha256 over the shards: the data's identity
 
     @property
@@ -34,6 +35,7 @@ class DataSpec:
             "attributes": self.attributes,
             "parts": self.num_parts,
             "caption": self.vocabulary,
+            "group": self.group,
         }
         return tuple(offered + [key for key, present in optional.items() if present])
 
@@ -75,4 +77,5 @@ class Record:
     captions: tuple[str, ...] = ()
     parts: tuple[Box, ...] = ()
     domain: str | None = None
-    split: str | None = None  # "train" or "test"; None: by a hash of the content
+    split: str | None = None  # "train" or "test"; None: by a hash of the group, of the content without one
+    group: str | None = None  # images of one group are never split

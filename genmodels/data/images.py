@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SMALLEST = 4  # pixels; where the pyramid ends
 
 Pixels = NDArray[np.uint8]
+Data = bytes | Image.Image | NDArray[np.float32]  # a file's bytes, a rendered image, or values [H, W, C] in [-1, 1]
 
 
 class Rejected(Exception):
@@ -48,6 +49,11 @@ def load(data: bytes | Image.Image, config: DatasetConfig) -> Image.Image:
             raise
         except Exception as error:  # decoders of hostile bytes raise whatever they like
             raise Rejected("truncated" if "truncated" in str(error) else "cannot be decoded") from error
+
+
+def quantized(values: NDArray[np.float32]) -> Pixels:
+    """Values in [-1, 1] at 256 levels; those outside are clipped."""
+    return np.rint((values.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 @contextmanager

@@ -80,9 +80,10 @@ class Loader(Iterator[Batch]):
 
     A batch holds the `keys` asked for, on the CPU: `image`, `image_A`, `image_B` uint8 [B, C, H, W] (memory order
     HWC), `label` int64 [B], `attributes` float32 [B, A] of 0 and 1, `parts` float32 [B, P, 4],
-    `caption` int64 [B, K, L] tokens of K captions. Domain images are streams of their own, unpaired. `start` is the
-    number of images shown before: a loader that starts there goes on exactly; after n batches the position is
-    start + n * batch_size. A context manager; `close` ends its threads.
+    `caption` int64 [B, K, L] tokens of K captions, `group` int64 [B] (equal: say, the same drawing).
+    Domain images are streams of their own, unpaired. `start` is the number of images shown before: a loader that
+    starts there goes on exactly; after n batches the position is start + n * batch_size. A context manager; `close`
+    ends its threads.
 
     ValueError names the key, size, domain or batch size that the data cannot serve.
     """
@@ -198,6 +199,11 @@ def _label_field(reader: ShardReader) -> Field:
     return lambda ids, flip: torch.from_numpy(labels[ids])
 
 
+def _group_field(reader: ShardReader) -> Field:
+    groups = reader.groups
+    return lambda ids, flip: torch.from_numpy(groups[ids])
+
+
 def _attribute_field(reader: ShardReader) -> Field:
     attributes = reader.attributes
     return lambda ids, flip: torch.from_numpy(attributes[ids])
@@ -228,6 +234,7 @@ FIELDS: dict[str, Callable[[ShardReader], Field]] = {
     "attributes": _attribute_field,
     "parts": _part_field,
     "caption": _caption_field,
+    "group": _group_field,
 }
 
 

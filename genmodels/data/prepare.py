@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -63,6 +63,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("attributes", pa.list_(pa.uint8())),  # in the order of the DataSpec
         ("parts", pa.list_(pa.list_(pa.float32(), 4))),  # left, top, right, bottom: fractions of the squared image
         ("captions", pa.list_(pa.string())),
+        ("group", pa.int64()),  # number of the value of the column that split the images
     ]
 )
 REJECTS_SCHEMA = pa.schema([("file", pa.string()), ("reason", pa.string())])
@@ -109,12 +110,50 @@ def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
 
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
-    """At most `num_images` records, those of the lowest hashes; by domain, then by hash."""
+    """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash."""
     records = list(source.records())
-    hashed = {hashlib.sha256(record.key.encode()).digest(): record for record in records}
+    hashed = {_hash(record.key): record for record in records}
     assert len(hashed) == len(records), "a source repeats a key"
-    chosen = [hashed[digest] for digest in sorted(hashed)[: config.num_images]]
-    return sorted(chosen, key=lambda record: record.domain or "")
+    order = sorted(hashed)
+    if source.groups:
+        order.sort(key=lambda digest: _hash(hashed[digest].group or ""))
+    chosen = sorted((hashed[digest] for digest in sorted(order[: config.num_images])), key=lambda r: r.domain or "")
+    return split_groups(chosen, _joined(source, chosen), config.holdout) if source.groups else chosen
+
+
+def _joined(source: Source, records: list[Record]) -> dict[str, str]:
+    """By group, one that it shares a split with: itself, or the first of those that hold copies of its images."""
+    joined = {record.group: record.group for record in records if record.group}
+    holder: dict[bytes, str] = {}  # by content
+
+    def first(group: str) -> str:
+        return group if joined[group] == group else first(joined[group])
+
+    for record in records:
+        with suppress(OSError):  # decoding will say so
+            data = source.read(record)
+            if record.group and isinstance(data, bytes):
+                groups = first(record.group), first(holder.setdefault(hashlib.sha256(data).digest(), record.group))
+                joined[max(groups)] = min(groups)
+    return {group: first(group) for group in joined}
+
+
+def split_groups(records: list[Record], joined: dict[str, str], holdout: float) -> list[Record]:
+    """The records, each with a split: test when the hash of its group (see `_joined`) falls below `holdout`.
+
+    Where holdout > 0 and there are two groups, each side has one at least. What the source split stays as it is.
+    """
+    fractions = {group: fraction(_hash(f"split {group}").hex()) for group in joined.values()}
+    order = sorted(fractions, key=lambda group: fractions[group])
+    test = {group for group in order if fractions[group] < holdout}
+    if holdout and len(order) > 1:
+        test = (test | set(order[:1])) - set(order[-1:])
+    sides = {group: "test" if joined[group] in test else "train" for group in joined}
+    return [replace(record, split=record.split or sides[record.group or ""]) for record in records]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
@@ -269,6 +308,7 @@ class _Preparation:
             "attributes": [(record.attributes or {})[name] for name in self.source.attributes],
             "parts": [list(box) for box in sample.parts],
             "captions": list(record.captions),
+            "group": self.decoder.group(record),
         }
 
     def _check_rejects(self) -> None:
@@ -310,6 +350,7 @@ class _Preparation:
             attributes=tuple(self.source.attributes),
             domains=tuple(self.source.domains),
             num_parts=self.decoder.num_parts,
+            group=(self.config.split_by or "") if self.source.groups else "",
             **self._caption_facts(rows),
         )
 
@@ -335,13 +376,13 @@ def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[s
     held: Sample | None = None  # of the only side so far, the sample nearest to the other
     only, several, mixed = "train", False, False
     for sample in samples:
-        side = sample.record.split or ("test" if _fraction(sample) < holdout else "train")
+        side = sample.record.split or ("test" if fraction(sample.sha256) < holdout else "train")
         if mixed or sample.record.split or not holdout:
             yield side, sample
         elif held is None:
             held, only = sample, side
         elif side == only:
-            held, released = sorted((held, sample), key=_fraction, reverse=only == "test")
+            held, released = sorted((held, sample), key=lambda each: fraction(each.sha256), reverse=only == "test")
             several = True
             yield only, released
         else:
@@ -352,8 +393,9 @@ def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[s
         yield "test" if several and only == "train" else "train", held
 
 
-def _fraction(sample: Sample) -> float:
-    return int(sample.sha256[:8], 16) / 2**32
+def fraction(digest: str) -> float:
+    """A hex digest as a number in [0, 1)."""
+    return int(digest[:8], 16) / 2**32
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> TableFile:

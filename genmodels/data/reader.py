@@ -140,6 +140,12 @@ class ShardReader:
         return self._column("label")
 
     @property
+    def groups(self) -> NDArray[np.int64]:
+        """Numbers of the groups, int64 [N], the same in every split; only where the data set has groups."""
+        assert self.spec.group
+        return self._column("group")
+
+    @property
     def attributes(self) -> NDArray[np.float32]:
         """0 or 1, float32 [N, A]."""
         return self._nested("attributes", (self.num, len(self.spec.attributes)))

@@ -26,7 +26,7 @@ from PIL import Image
 from genmodels.data.fields import DataSpec
 from genmodels.data.images import Pixels
 
-FORMAT = 2  # raise it when decoding or layout change: data sets of another format are made anew
+FORMAT = 3  # raise it when decoding or layout change: data sets of another format are made anew
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE, REJECTS_FILE = "manifest.parquet", "rejects.parquet"
 BLOCK = tarfile.BLOCKSIZE

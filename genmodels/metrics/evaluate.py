@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genmodels.data.images import SMALLEST
 from genmodels.metrics.features import Extractor, extract, frechet_distance, kernel_distance, precision_recall
 from genmodels.metrics.images import check_images, quantize, random_subset
 from genmodels.metrics.ms_ssim import ms_ssim_of_pairs
@@ -61,9 +62,10 @@ class Protocol:
 def evaluate(real: Tensor, fake: Tensor, extractor: Extractor | None = None, seed: int = 0) -> dict[str, float]:
     """Scores of fakes [M, C, S, S] against reals [N, C, S, S], both in [-1, 1]; the larger set is cut at random.
 
-    Keys: `swd` (mean over levels), `swd_<size>` a level, `ms_ssim` and `ms_ssim_real`; with an extractor also `fid`,
-    `kid`, `precision` and `recall` over its features. Both sets are compared at 256 levels. ValueError for sets
-    that differ in channels or size, hold fewer than 2 images (4 with an extractor) or values that are not finite.
+    Keys: `swd` (mean over levels), `swd_<size>` a level; from 4 px `ms_ssim` and `ms_ssim_real`; with an extractor
+    also `fid`, `kid`, `precision` and `recall` over its features. Both sets are compared at 256 levels. ValueError
+    for sets that differ in channels or size, hold fewer than 2 images (4 with an extractor) or values that are not
+    finite.
     """
     check_images(real, "real")
     check_images(fake, "fake")
@@ -74,7 +76,8 @@ def evaluate(real: Tensor, fake: Tensor, extractor: Extractor | None = None, see
     levels = sliced_wasserstein(real, fake, seed)
     scores = {"swd": sum(levels.values()) / len(levels)}
     scores |= {f"swd_{size}": distance for size, distance in levels.items()}
-    scores |= {"ms_ssim": ms_ssim_of_pairs(fake, seed=seed), "ms_ssim_real": ms_ssim_of_pairs(real, seed=seed)}
+    if real.shape[-1] >= SMALLEST:
+        scores |= {"ms_ssim": ms_ssim_of_pairs(fake, seed=seed), "ms_ssim_real": ms_ssim_of_pairs(real, seed=seed)}
     return scores if extractor is None else scores | feature_scores(extract(extractor, real), extract(extractor, fake))
 
 

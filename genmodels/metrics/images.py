@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """ValueError, naming the set, unless `images` is [N >= 2, 1 or 3, S, S] of finite floats."""
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
+    """ValueError, naming the set, unless `images` is [N >= 2, 1 or 3, S, S] or [N >= 2, 2, 1, 1] of finite floats."""
+    is_points = images.shape[1:] == (2, 1, 1)
+    if not is_points and (images.dim() != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]):
         raise ValueError(f"{name}: expected square images [N, 1 or 3, S, S], got {list(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"{name}: expected float images in [-1, 1], got {images.dtype}")

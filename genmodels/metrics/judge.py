@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genmodels.config import EvaluationConfig, RunConfig
 from genmodels.data.fields import DataSpec
+from genmodels.data.images import SMALLEST
 from genmodels.data.loader import read_split
 from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
@@ -76,8 +77,13 @@ class Judge:
         return "test" if self.spec.num_test else "train"
 
 
-def ensure_extractor(path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig) -> Extractor:
-    """The data set's feature network: read from `path`, or trained on its training images and labels once."""
+def ensure_extractor(path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig) -> Extractor | None:
+    """The data set's feature network: read from `path`, or trained on its training images and labels once.
+
+    None for points: images too small for a network.
+    """
+    if spec.image_size < SMALLEST:
+        return None
     if path.is_file():
         return load_extractor(path)
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])

@@ -30,13 +30,16 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, seed: int = 0) -> dict[int, f
     Sets are quantised to 256 levels. From every image at every level 128 patches of 7x7xC at random places,
     standardised per channel by their own set's mean and std; 512 random unit directions; mean |difference| of the
     sorted projections. Images below 16 px have one level, their own size, with patches of side min(7, S). Draws
-    are a function of the seed alone, on any device. ValueError when the sets differ in shape.
+    are a function of the seed alone, on any device. Images of one pixel are points [C] and compared as such, neither
+    cut nor standardised. ValueError when the sets differ in shape.
     """
     check_images(real, "real")
     check_images(fake, "fake")
     if real.shape != fake.shape:
         raise ValueError(f"SWD needs sets of equal shape, got real {list(real.shape)} and fake {list(fake.shape)}")
     generator = torch.Generator().manual_seed(seed)
+    if real.shape[-1] == 1:
+        return {1: 1e3 * sliced_distance(quantize(real).flatten(1), quantize(fake).flatten(1), generator)}
     distances = {}
     for level_real, level_fake in zip(laplacian_pyramid(real), laplacian_pyramid(fake), strict=True):
         patches_real = standardized_patches(level_real, generator)
