@@ -21,6 +21,7 @@ DATASET = {"source": "sprites", "image_size": 16, "num_images": 200, "shard_size
 TINY_MODELS = {  # settings that train in milliseconds; a model that is not named here trains with its defaults
     "vae": {"latent_dim": 4, "width": 4},
     "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
+    "cyclegan": {"width": 4, "num_blocks": 1, "discriminator_width": 4, "layers": 1, "pool_size": 6},
     "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
 }
 

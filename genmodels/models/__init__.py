@@ -3,5 +3,6 @@
 MODELS: dict[str, str] = {
     "vae": "genmodels.models.vae:VAE",
     "dcgan": "genmodels.models.dcgan:DCGAN",
+    "cyclegan": "genmodels.models.cyclegan:CycleGAN",
     "progan": "genmodels.models.progan:ProGAN",
 }

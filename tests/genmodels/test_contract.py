@@ -32,6 +32,7 @@ TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkp
 LEARNING = {  # over the tiny settings: enough to learn a handful of images in 150 steps
     "vae": {"width": 8, "lr": 4e-3},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
+    "cyclegan": {"width": 8, "discriminator_width": 8, "lr": 2e-3},
     "progan": {"lr": 3e-3},
 }
 
@@ -302,7 +303,8 @@ def ranks(tmp_path_factory, sprites_data) -> Callable[[str], tuple[dict, list[di
 def test_two_ranks_end_with_identical_weights(name, ranks):
     _, (first, second) = ranks(name)
     states = [{key: rank["final"][key] for key in ("model", "ema", "optimizers")} for rank in (first, second)]
-    assert differing(*states) == []
+    own = tuple(f"/model/{prefix}" for prefix in model_class(name).rank_buffers)
+    assert [path for path in differing(*states) if not own or not path.startswith(own)] == []
     assert first["rows"] == second["rows"] != []
 
 
