@@ -106,9 +106,10 @@ class ResNetTranslator(nn.Module):
     """Images [B, in_channels, S, S] -> [B, out_channels, S, S] in [-1, 1]; S divides by 4.
 
     Convolution to `width`, two halvings, residual blocks at 4 `width` channels, two doublings, convolution, tanh.
-    outer_kernel, odd: of the first and the last, 7 in both papers. scaling_kernel: of the halvings and doublings, 3 in CycleGAN (Zhu et al. 2017), 4 in StarGAN (Choi et al.
-    2018). Under reflection padding a constant channel of the input has no effect, as the first normalisation takes
-    its mean away; a translator that is told something in constant channels needs zeros.
+    outer_kernel, odd: of the first and the last, 7 in both papers. scaling_kernel: of the halvings and doublings, 3
+    in CycleGAN (Zhu et al. 2017), 4 in StarGAN (Choi et al. 2018). Under reflection padding a constant channel of
+    the input has no effect, as the first normalisation takes its mean away; a translator that is told something in
+    constant channels needs zeros.
     """
 
     def __init__(
@@ -124,7 +125,9 @@ class ResNetTranslator(nn.Module):
     ):
         super().__init__()
         k, odd = scaling_kernel, scaling_kernel % 2
-        outer = {"kernel_size": outer_kernel, "padding": outer_kernel // 2, "padding_mode": padding}
+
+        def outer(before: int, after: int, bias: bool) -> nn.Module:
+            return nn.Conv2d(before, after, outer_kernel, padding=outer_kernel // 2, padding_mode=padding, bias=bias)
 
         def after(channels: int) -> list[nn.Module]:
             return [nn.InstanceNorm2d(channels, affine=affine), nn.ReLU()]
@@ -138,14 +141,14 @@ class ResNetTranslator(nn.Module):
             return [up, *after(channels // 2)]
 
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, width, bias=False, **outer),
+            outer(in_channels, width, bias=False),
             *after(width),
             *halving(width),
             *halving(2 * width),
             *(ResidualBlock(4 * width, padding, affine) for _ in range(num_blocks)),
             *doubling(4 * width),
             *doubling(2 * width),
-            nn.Conv2d(width, out_channels, **outer),
+            outer(width, out_channels, bias=True),
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ TINY_MODELS = {  # settings that train in milliseconds; a model that is not name
     "vae": {"latent_dim": 4, "width": 4},
     "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
     "cyclegan": {"width": 4, "num_blocks": 1, "discriminator_width": 4, "layers": 1, "pool_size": 6},
+    "stargan": {"width": 4, "num_blocks": 1, "discriminator_width": 4, "discriminator_steps": 2},
+    "puzzlegan": {"noise_dim": 4, "embedding_dim": 8, "width": 4, "discriminator_width": 4},
     "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
 }
 

@@ -4,5 +4,7 @@ MODELS: dict[str, str] = {
     "vae": "genmodels.models.vae:VAE",
     "dcgan": "genmodels.models.dcgan:DCGAN",
     "cyclegan": "genmodels.models.cyclegan:CycleGAN",
+    "stargan": "genmodels.models.stargan:StarGAN",
+    "puzzlegan": "genmodels.models.puzzlegan:PuzzleGAN",
     "progan": "genmodels.models.progan:ProGAN",
 }

@@ -57,7 +57,7 @@ class CycleGANConfig(Strict):
 
 
 class PatchDiscriminator(nn.Module):
-    """Images [B, C, S, S] -> one logit a patch [B, 1, H, W]; with 3 layers a patch is 70x70 pixels (Isola et al. 2017)."""
+    """Images [B, C, S, S] -> one logit a patch [B, 1, H, W]; at 3 layers a patch is 70x70 (Isola et al. 2017)."""
 
     def __init__(self, channels: int, width: int, layers: int):
         super().__init__()
@@ -90,8 +90,10 @@ class ImagePool(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def exchange(self, fakes: Tensor, noise: Noise) -> Tensor:
-        """Images [B, C, S, S], one by one: until the pool is full each is kept and shown; then half of them are shown,
-        the others take the place of a past one, which is shown instead. Nothing waits for the device.
+        """What the discriminator sees in the place of fakes [B, C, S, S], which take turns.
+
+        Until the pool is full each is kept and seen. Then half of them are seen, and the others take the place of
+        a past one, which is seen instead. Nothing waits for the device.
         """
         slots, coins = noise.integers(len(self.images), len(fakes)), noise.uniform(len(fakes)) < 0.5
         shown = []

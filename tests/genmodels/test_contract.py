@@ -33,6 +33,8 @@ LEARNING = {  # over the tiny settings: enough to learn a handful of images in 1
     "vae": {"width": 8, "lr": 4e-3},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
     "cyclegan": {"width": 8, "discriminator_width": 8, "lr": 2e-3},
+    "stargan": {"width": 8, "lr": 2e-3, "attributes": ["night"]},
+    "puzzlegan": {"width": 16, "embedding_dim": 32, "lr": 2e-3},
     "progan": {"lr": 3e-3},
 }
 
