@@ -128,12 +128,14 @@ class CycleGAN(GenerativeModel):
             needed = 3 * 2**config.layers
             raise ValueError(f"layers {config.layers} need images of {needed} pixels or more, not {data.image_size}")
         num_blocks = config.num_blocks or (6 if data.image_size <= 128 else 9)
-        generator = (data.channels, data.channels, config.width, num_blocks, "reflect", False, 3, config.outer_kernel)
-        discriminator = (data.channels, config.discriminator_width, config.layers)
-        pool = (config.pool_size, data.channels, data.image_size)
-        self.to_b, self.to_a = ResNetTranslator(*generator), ResNetTranslator(*generator)
-        self.discriminator_a, self.discriminator_b = (PatchDiscriminator(*discriminator) for _ in range(2))
-        self.pool_a, self.pool_b = ImagePool(*pool), ImagePool(*pool)
+        c, width = data.channels, config.width
+        self.to_b, self.to_a = (
+            ResNetTranslator(c, c, width, num_blocks, "reflect", False, 3, config.outer_kernel) for _ in range(2)
+        )
+        self.discriminator_a, self.discriminator_b = (
+            PatchDiscriminator(c, config.discriminator_width, config.layers) for _ in range(2)
+        )
+        self.pool_a, self.pool_b = (ImagePool(config.pool_size, c, data.image_size) for _ in range(2))
         self.apply(init_dcgan)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
