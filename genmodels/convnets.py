@@ -1,11 +1,13 @@
-"""The plain strided convolution stacks (Radford et al. 2016) that autoencoders and DCGAN-like models share."""
+"""Convolution stacks that several models share: DCGAN's (Radford et al. 2016), and the residual translator's."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+Padding = Literal["reflect", "zeros"]
 Norm = Literal["batch", "none"]
 
 
@@ -80,6 +82,84 @@ class Decoder(nn.Module):
     @staticmethod
     def _after(channels: int, norm: Norm) -> list[nn.Module]:
         return [nn.BatchNorm2d(channels), nn.ReLU()] if norm == "batch" else [nn.ReLU()]
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x) with f two 3x3 convolutions under instance normalisation (Johnson et al. 2016)."""
+
+    def __init__(self, channels: int, padding: Padding, affine: bool):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
+            nn.InstanceNorm2d(channels, affine=affine),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
+            nn.InstanceNorm2d(channels, affine=affine),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, channels, H, W] -> the same shape."""
+        return maps + self.body(maps)
+
+
+class ResNetTranslator(nn.Module):
+    """Images [B, in_channels, S, S] -> [B, out_channels, S, S] in [-1, 1]; S divides by 4.
+
+    Convolution to `width`, two halvings, residual blocks at 4 `width` channels, two doublings, convolution, tanh.
+    outer_kernel, odd: of the first and the last, 7 in both papers. scaling_kernel: of the halvings and doublings, 3
+    in CycleGAN (Zhu et al. 2017), 4 in StarGAN (Choi et al. 2018). Under reflection padding a constant channel of
+    the input has no effect, as the first normalisation takes its mean away; a translator that is told something in
+    constant channels needs zeros.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        num_blocks: int,
+        padding: Padding,
+        affine: bool,
+        scaling_kernel: Literal[3, 4],
+        outer_kernel: int,
+    ):
+        super().__init__()
+        k, odd = scaling_kernel, scaling_kernel % 2
+
+        def outer(before: int, after: int, bias: bool) -> nn.Module:
+            return nn.Conv2d(before, after, outer_kernel, padding=outer_kernel // 2, padding_mode=padding, bias=bias)
+
+        def after(channels: int) -> list[nn.Module]:
+            return [nn.InstanceNorm2d(channels, affine=affine), nn.ReLU()]
+
+        def halving(channels: int) -> list[nn.Module]:
+            down = nn.Conv2d(channels, 2 * channels, k, stride=2, padding=1, bias=False)
+            return [down, *after(2 * channels)]
+
+        def doubling(channels: int) -> list[nn.Module]:
+            up = nn.ConvTranspose2d(channels, channels // 2, k, stride=2, padding=1, output_padding=odd, bias=False)
+            return [up, *after(channels // 2)]
+
+        self.layers = nn.Sequential(
+            outer(in_channels, width, bias=False),
+            *after(width),
+            *halving(width),
+            *halving(2 * width),
+            *(ResidualBlock(4 * width, padding, affine) for _ in range(num_blocks)),
+            *doubling(4 * width),
+            *doubling(2 * width),
+            outer(width, out_channels, bias=True),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, in_channels, S, S] -> [B, out_channels, S, S], fp32."""
+        return torch.tanh(self.layers(images).float())
+
+
+def check_divides(image_size: int, by: int, model: str) -> None:
+    """ValueError unless `image_size` is a multiple of `by`."""
+    if image_size % by:
+        raise ValueError(f"{model} needs an image_size that divides by {by}, not {image_size}")
 
 
 def init_dcgan(module: nn.Module) -> None:

@@ -70,7 +70,7 @@ class Sampler:
 
         The condition stays the same along a walk.
         """
-        ends = self.latents(2 * num, seed)
+        ends = self._some(self.latents(2 * num, seed))
         t = torch.linspace(0, 1, steps)
         walks = [slerp(ends[2 * i], ends[2 * i + 1], t) for i in range(num)]
         conditions = self.conditions_for(num, seed) if cond is None else turns(cond, num)
@@ -80,10 +80,15 @@ class Sampler:
 
     def traverse(self, steps: int, seed: int = 0) -> Tensor:
         """The model's traversal from the seed's first latent, [rows * steps, C, H, W]; row by row."""
-        rows = self.model.traversal(self.latents(1, seed)[0], steps).flatten(0, 1)
+        rows = self.model.traversal(self._some(self.latents(1, seed))[0], steps).flatten(0, 1)
         return self.decode(
             rows, turns({key: value[:1] for key, value in self.conditions_for(1, seed).items()}, len(rows))
         )
+
+    def _some(self, latents: Tensor) -> Tensor:
+        if not latents.numel():
+            raise ValueError(f"{self.model.name} has no latents to walk through; its images follow from the condition")
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor, cond: Batch) -> Tensor:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """' (did you mean X?)' when a choice looks like `word`, else nothing."""
     close = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_given(model: str, given: Mapping[str, Any], required: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """ValueError unless a user's condition for `model` has all `required` keys and no others than `optional` ones."""
+    takes = ", ".join([*required, *(f"{key} (optional)" for key in optional)])
+    if unknown := [key for key in given if key not in (*required, *optional)]:
+        raise ValueError(f"{model} takes no {', '.join(unknown)}{nearest(unknown[0], required)}; it takes {takes}")
+    if missing := [key for key in required if key not in given]:
+        raise ValueError(f"{model} needs {', '.join(missing)} beside {', '.join(given) or 'nothing'}; it takes {takes}")

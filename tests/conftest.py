@@ -33,6 +33,9 @@ TINY_MODELS = {  # settings that train in milliseconds; a model that is not name
         "matching_width": 4,
         "embedding_dim": 8,
     },
+    "cyclegan": {"width": 4, "num_blocks": 1, "discriminator_width": 4, "layers": 1, "pool_size": 6},
+    "stargan": {"width": 4, "num_blocks": 1, "discriminator_width": 4, "discriminator_steps": 2},
+    "puzzlegan": {"noise_dim": 4, "embedding_dim": 8, "width": 4, "discriminator_width": 4},
     "progan": {"latent_dim": 8, "fmap_base": 64, "fmap_max": 8, "hold_images": 48, "fade_images": 36},
 }
 

@@ -83,6 +83,8 @@ def train_extractor(
 ) -> Extractor:
     """A network trained on images [N, C, S, S] in [-1, 1] with labels int64 [N], or on rotations when there are none.
 
+    Labels may also be float [N, A], A attributes of 0 and 1 that are told apart one by one (logits above 0: 1).
+
     Shows `num_images` images in all, in epochs; Adam under a one-cycle rate (Smith & Topin 2017). On the images'
     device; a function of the arguments, of the kind of device and of its number of threads; the global random state
     stays as it was. Returned frozen, in eval mode.
@@ -90,7 +92,9 @@ def train_extractor(
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"expected a label an image, got {len(labels)} labels for {len(images)} images")
     generator = torch.Generator().manual_seed(seed)
-    num_classes = 4 if labels is None else int(labels.max()) + 1
+    attributes = labels is not None and labels.is_floating_point()
+    loss = F.binary_cross_entropy_with_logits if attributes else F.cross_entropy
+    num_classes = 4 if labels is None else labels.shape[1] if attributes else int(labels.max()) + 1
     extractor = _initialized(
         images.shape[1], num_classes, "rotation" if labels is None else "classes", input_size, seed
     )
@@ -107,7 +111,7 @@ def train_extractor(
             images[rows], None if labels is None else labels.to(images.device)[rows], generator
         )
         optimizer.zero_grad()
-        F.cross_entropy(extractor.logits(batch), targets).backward()
+        loss(extractor.logits(batch), targets).backward()
         optimizer.step()
         schedule.step()
     return extractor.eval().requires_grad_(False)

@@ -8,5 +8,8 @@ MODELS: dict[str, str] = {
     "dcgan": "genmodels.models.dcgan:DCGAN",
     "infogan": "genmodels.models.infogan:InfoGAN",
     "text2image": "genmodels.models.text2image:Text2Image",
+    "cyclegan": "genmodels.models.cyclegan:CycleGAN",
+    "stargan": "genmodels.models.stargan:StarGAN",
+    "puzzlegan": "genmodels.models.puzzlegan:PuzzleGAN",
     "progan": "genmodels.models.progan:ProGAN",
 }

@@ -23,7 +23,7 @@ from genmodels.data.fields import DataSpec
 from genmodels.losses import discriminator_loss, generator_loss
 from genmodels.metrics.two_sample import classifier_accuracy, squared_mmd
 from genmodels.model import Batch, Noise, OptimizerConfig, Phase, Progress, Proof, ProofContext, StepOutput, Strict
-from genmodels.pictures import class_colours, scatter
+from genmodels.pictures import INK, class_colours, scatter
 from genmodels.priors import PRIORS, PriorName, place_of_class
 from genmodels.reconstruction import ReconstructingModel
 from genmodels.text import nearest
@@ -197,10 +197,9 @@ class AAE(ReconstructingModel):
         batch = _part(context.train, 2048)
         codes = _encoded(self.encoder, batch["image"])
         draws = self._prior_draws(batch, torch.Generator().manual_seed(0))
-        ink = torch.tensor([-0.6, -0.6, -0.6])
-        colours = class_colours(batch["label"], len(self.data.classes)) if "label" in batch else ink
+        colours = class_colours(batch["label"], len(self.data.classes)) if "label" in batch else INK
         limit = 1.1 * float(draws[:, :2].abs().max())
-        of_prior = scatter(draws[:, :2], colours if self.config.use_labels else ink, limit)
+        of_prior = scatter(draws[:, :2], colours if self.config.use_labels else INK, limit)
         return pictures | {"codes_and_prior": torch.stack([scatter(codes[:, :2], colours, limit), of_prior])[None]}
 
 

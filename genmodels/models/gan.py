@@ -177,8 +177,7 @@ class GAN(GenerativeModel):
         """Points: held-out ones beside generated ones."""
         if self.data.image_size != 1:
             return {}
-        ink = torch.tensor([-0.8, -0.4, 0.6])
-        both = [scatter(points.flatten(1), ink, 1.0) for points in (context.test["image"], context.samples)]
+        both = [scatter(points.flatten(1)) for points in (context.test["image"], context.samples)]
         return {"real_and_generated": torch.stack(both)[None]}
 
 

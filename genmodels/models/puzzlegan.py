@@ -1,0 +1,278 @@
+"""Puzzle-GAN (Lee et al. 2018, "Unsupervised Holistic Image Generation from Key Local Patches").
+
+Key patches in, without their place and size; the whole image out. M is the union of the patches' boxes, s another
+image of the batch; D is shown the real image x, the generated G, and two composites whose parts are a stranger's:
+
+    min_D  -log D(x) - log(1 - D(G)) - log(1 - D(s M + x (1 - M))) - log(1 - D(x M + s (1 - M)))
+    min_G  -log D(G) + w |M^ - M|_1 + w |G M^ - x M|_1
+
+with L1 summed over pixels and the batch, and w falling from 1e-2 to 1e-4 along a line of logarithms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genmodels.convnets import Encoder, base_size, init_dcgan
+from genmodels.data.fields import DataSpec
+from genmodels.losses import discriminator_loss, generator_loss
+from genmodels.model import (
+    Batch,
+    GenerativeModel,
+    Noise,
+    OptimizerConfig,
+    Phase,
+    Progress,
+    Proof,
+    ProofContext,
+    StepOutput,
+    Strict,
+)
+from genmodels.schedules import log_decay
+from genmodels.text import check_given
+
+# B batch, P patches an image, C channels, S side of image and patch, both pixels
+
+MOST_HALVINGS = 4  # the paper's: 64, 128, 256, 512 channels at 128 pixels
+
+
+class PuzzleGANConfig(Strict):
+    """Settings of Puzzle-GAN; the defaults are the paper's, for 128x128 images."""
+
+    noise_dim: int = Field(128, ge=1, description="dimensions of z")
+    embedding_dim: int = Field(512, ge=1, description="dimensions of the patches' embedding")
+    width: int = Field(64, ge=1, description="channels at half the image size; doubled with every halving")
+    discriminator_width: int = Field(64, ge=1, description="the discriminator's")
+    l1_weight: tuple[float, float] = Field((1e-2, 1e-4), description="first and last weight of the summed L1 terms")
+    discriminator_steps: int = Field(2, ge=1, description="discriminator updates a generator update")
+    lr: float = Field(2e-4, gt=0, description="Adam's learning rate")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay rate")
+
+
+class Generator(nn.Module):
+    """Patches [B, P, C, S, S] and z [B, Z] -> image [B, C, S, S] in [-1, 1] and mask [B, 1, S, S] in [0, 1].
+
+    One encoder reads every patch; its features are summed over patches at every level, so their order has no effect.
+    The mask decoder takes these sums as skips, the image decoder takes the mask decoder's activations.
+    """
+
+    def __init__(self, channels: int, image_size: int, config: PuzzleGANConfig):
+        super().__init__()
+        halvings = min(base_size(image_size)[1], MOST_HALVINGS)
+        widths = [config.width * 2**i for i in range(halvings)]  # from half the image size down
+        self.side, self.top = image_size // 2**halvings, widths[-1]
+        flat = self.top * self.side**2
+        self.encoder = nn.ModuleList(_down(*pair) for pair in zip([channels, *widths], widths, strict=False))
+        self.embed = nn.Linear(flat, config.embedding_dim)
+        self.mask_start = nn.Sequential(nn.Linear(config.embedding_dim, flat), nn.ReLU())
+        self.image_start = nn.Sequential(nn.Linear(config.embedding_dim + config.noise_dim, flat), nn.ReLU())
+        ups = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (512, 256), (256, 128), (128, 64)
+        self.mask_ups = nn.ModuleList(_up(2 * before, after) for before, after in ups)
+        self.image_ups = nn.ModuleList(_up(2 * before, after) for before, after in ups)
+        self.to_mask = nn.ConvTranspose2d(2 * widths[0], 1, 4, stride=2, padding=1)
+        self.to_image = nn.ConvTranspose2d(2 * widths[0], channels, 4, stride=2, padding=1)
+
+    def forward(self, patches: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and mask."""
+        num_patches, maps, sums = patches.shape[1], patches.flatten(0, 1), []
+        for down in self.encoder:
+            maps = down(maps)
+            sums.append(maps.unflatten(0, (-1, num_patches)).sum(1))
+        embedding = self.embed(sums[-1].flatten(1))
+        mask = self.mask_start(embedding).view_as(sums[-1])
+        image = self.image_start(torch.cat([embedding, z.to(embedding.dtype)], dim=1)).view_as(sums[-1])
+        for skip, mask_up, image_up in zip(sums[:0:-1], self.mask_ups, self.image_ups, strict=True):
+            image = image_up(torch.cat([image, mask], dim=1))
+            mask = mask_up(torch.cat([mask, skip], dim=1))
+        image = self.to_image(torch.cat([image, mask], dim=1))
+        mask = self.to_mask(torch.cat([mask, sums[0]], dim=1))
+        return torch.tanh(image.float()), torch.sigmoid(mask.float())
+
+
+def _down(before: int, after: int) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(0.2))
+
+
+def _up(before: int, after: int) -> nn.Sequential:
+    convolution = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+
+
+class PuzzleGAN(GenerativeModel):
+    """Generator of image and mask, discriminator of images."""
+
+    Config = PuzzleGANConfig
+    batch_keys = ("image", "parts")
+    ema_nets = ("generator",)
+
+    def __init__(self, config: PuzzleGANConfig, data: DataSpec):
+        super().__init__(config, data)
+        self.config: PuzzleGANConfig = config
+        if not data.num_parts:
+            raise ValueError(f"{self.name} needs key parts; data set {data.name!r} has none")
+        self.phases = (
+            Phase("discriminator", ("discriminator",)),
+            Phase("generator", ("generator",), every=config.discriminator_steps),
+        )
+        self.generator = Generator(data.channels, data.image_size, config)
+        self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1)
+        self.apply(init_dcgan)
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """The same Adam for both networks."""
+        adam = OptimizerConfig(lr=self.config.lr, betas=(self.config.beta1, 0.999))
+        return {phase.name: adam for phase in self.phases}
+
+    def training_step(
+        self, batch: Batch, phase: str, progress: Progress, noise: Noise, scratch: dict[str, Any]
+    ) -> StepOutput:
+        """The discriminator's or the generator's loss."""
+        images, boxes = batch["image"], batch["parts"]
+        patches, mask = cut(images, boxes), union(boxes, images.shape[-1])
+        z = 2 * noise.uniform(len(images), self.config.noise_dim) - 1
+        if phase == "discriminator":
+            return self._discriminator_step(images, patches, mask, z, noise)
+        image, guess = self.generator(patches, z)
+        # Summed over the global batch: the gradients of all ranks are averaged, so each sums its share and scales it.
+        weight = progress.stage.batch_size * log_decay(progress.fraction, *self.config.l1_weight)
+        losses = {
+            "adversarial": generator_loss("non_saturating", self.discriminator(image)),
+            "mask": weight * image_l1(guess, mask),
+            "appearance": weight * image_l1(image * guess, images * mask),
+        }
+        return StepOutput(losses)
+
+    def _discriminator_step(self, images: Tensor, patches: Tensor, mask: Tensor, z: Tensor, noise: Noise) -> StepOutput:
+        with torch.no_grad():
+            fake, _ = self.generator(patches, z)
+        strangers = others(images, noise.uniform(len(images)))
+        real, generated = self.discriminator(images), self.discriminator(fake)
+        composites = {
+            "strange_parts": strangers * mask + images * (1 - mask),
+            "strange_rest": images * mask + strangers * (1 - mask),
+        }
+        losses = {"adversarial": discriminator_loss("non_saturating", real, generated)}
+        for name, composite in composites.items():
+            losses[name] = F.softplus(self.discriminator(composite)).mean()  # -log(1 - D(composite))
+        return StepOutput(losses, {"real_logit": real.mean(), "fake_logit": generated.mean()})
+
+    def condition(self, batch: Batch) -> Batch:
+        """The key patches of images, [N, P, C, S, S]."""
+        return {"patches": cut(batch["image"], batch["parts"])}
+
+    def encode_condition(self, **given: Any) -> Batch:
+        """The user's own patches [N, C, S, S], as many an image as the data set has parts, image by image."""
+        check_given(self.name, given, required=("patches",))
+        patches, num = given["patches"], self.data.num_parts
+        if len(patches) % num:
+            raise ValueError(f"patches: {len(patches)} do not divide into images of {num}; give {num} an image")
+        return {"patches": patches.unflatten(0, (-1, num))}
+
+    def latent(self, num: int, generator: torch.Generator) -> Tensor:
+        """U(-1, 1), [num, Z]."""
+        return 2 * torch.rand(num, self.config.noise_dim, generator=generator) - 1
+
+    def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
+        """The whole image around the patches."""
+        return self.generator(cond["patches"], latent)[0]
+
+    def present(self, images: Tensor, cond: Batch) -> Tensor:
+        """The patches, then the image."""
+        return torch.cat([*cond["patches"].unbind(1), images], dim=3)
+
+    @torch.no_grad()
+    def proofs(self, context: ProofContext) -> list[Proof]:
+        """Places are found, looks are kept, and samples near the data's features, each on held-out images."""
+        real, boxes = context.test["image"][:256], context.test["parts"][:256]
+        image, guess = self._rebuild(real, boxes)
+        size, mask = real.shape[-1], union(boxes, real.shape[-1])
+        mean = context.train["image"].mean(0, keepdim=True)
+        usual = union(context.train["parts"], size).mean(0, keepdim=True)
+        found = overlap(guess > 0.5, mask > 0)
+        anywhere = overlap(union(scattered(boxes), size) > 0, mask > 0)
+        always = overlap((usual > 0.5).expand_as(mask), mask > 0)
+        inside, flat = (masked_l1(x, real, mask) for x in (image, mean))
+        proofs = [
+            Proof(
+                "mask overlap above that of boxes of the same sizes at random", found, anywhere, found > anywhere, "IoU"
+            ),
+            Proof("mask overlap above that of the places where parts mostly are", found, always, found > always, "IoU"),
+            Proof("L1 inside the mask below the mean image's", inside, flat, inside < flat, "L1"),
+        ]
+        start, end = context.history[0].get("fid") if context.history else None, context.scores.get("fid")
+        if start is not None and end is not None:
+            proofs.append(Proof("FID below half the untrained generator's", end, start, end < 0.5 * start))
+        return proofs
+
+    def _rebuild(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.latent(len(images), torch.Generator().manual_seed(0)).to(images.device)
+        return self.generator(cut(images, boxes), z)
+
+    @torch.no_grad()
+    def pictures(self, context: ProofContext) -> dict[str, Tensor]:
+        """Rows of patches, the generated image, its mask, the true mask and the true image."""
+        real, boxes = context.test["image"][:16], context.test["parts"][:16]
+        image, guess = self._rebuild(real, boxes)
+        masks = [(2 * mask - 1).expand_as(real) for mask in (guess, union(boxes, real.shape[-1]))]
+        return {"puzzles": torch.stack([*cut(real, boxes).unbind(1), image, *masks, real], dim=1)}
+
+
+def cut(images: Tensor, boxes: Tensor) -> Tensor:
+    """What boxes [B, P, 4] of images [B, C, S, S] show, each resized to the full square: [B, P, C, S, S].
+
+    Boxes are left, top, right, bottom as fractions of the sides; bilinear, on the images' device.
+    """
+    left, top, right, bottom = boxes.flatten(0, 1).to(images.dtype).unbind(1)
+    zero = torch.zeros_like(left)
+    rows = [
+        torch.stack([right - left, zero, left + right - 1], 1),
+        torch.stack([zero, bottom - top, top + bottom - 1], 1),
+    ]
+    repeated = images.repeat_interleave(boxes.shape[1], 0)
+    grid = F.affine_grid(torch.stack(rows, 1), list(repeated.shape), align_corners=False)
+    patches = F.grid_sample(repeated, grid, padding_mode="border", align_corners=False)
+    return patches.unflatten(0, boxes.shape[:2])
+
+
+def union(boxes: Tensor, size: int) -> Tensor:
+    """1 at the pixels whose centre lies in one of the boxes [B, P, 4], else 0: [B, 1, size, size]."""
+    centres = (torch.arange(size, device=boxes.device) + 0.5) / size
+    left, top, right, bottom = boxes[..., None].unbind(2)  # [B, P, 1]
+    columns, rows = (left <= centres) & (centres <= right), (top <= centres) & (centres <= bottom)  # [B, P, S]
+    return (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True).float()
+
+
+def others(images: Tensor, draws: Tensor) -> Tensor:
+    """For each image [B, ...] another one of the batch: the next on a round in the order of draws [B]."""
+    order = draws.argsort()
+    return images[order.roll(1)[order.argsort()]]
+
+
+def image_l1(images: Tensor, targets: Tensor) -> Tensor:
+    """L1 summed over an image's values, mean over the batch."""
+    return (images - targets).abs().flatten(1).sum(1).mean()
+
+
+def masked_l1(images: Tensor, truth: Tensor, mask: Tensor) -> float:
+    """Mean absolute difference on [-1, 1] inside masks [B, 1, S, S]."""
+    return ((images - truth).abs().mean(1, keepdim=True).mul(mask).sum() / mask.sum()).item()
+
+
+def scattered(boxes: Tensor) -> Tensor:
+    """Boxes [B, P, 4] of the same sizes at places drawn uniformly, from a fixed seed."""
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    draws = torch.rand(sizes.shape, generator=torch.Generator().manual_seed(0)).to(boxes.device)
+    corners = draws * (1 - sizes)
+    return torch.cat([corners, corners + sizes], dim=2)
+
+
+def overlap(guess: Tensor, truth: Tensor) -> float:
+    """Intersection over union of masks [B, 1, S, S] of bools, mean over the batch; 1 where both are empty."""
+    both, either = (x.flatten(1).sum(1) for x in (guess & truth, guess | truth))
+    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both).float()).mean().item()
