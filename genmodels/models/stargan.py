@@ -43,6 +43,7 @@ class StarGANConfig(Strict):
     """Settings of StarGAN; the defaults are the paper's, for 128x128 images in batches of 16."""
 
     attributes: tuple[str, ...] | None = Field(None, description="which of the data set's to translate; null: all")
+    exclusive: bool = Field(False, description="an image has exactly one of them: they are classified as one choice")
     width: int = Field(64, ge=1, description="channels of the generator's first convolution")
     num_blocks: int = Field(6, ge=1, description="residual blocks")
     outer_kernel: Literal[3, 5, 7] = Field(7, description="of the generator's first and last convolution")
@@ -152,7 +153,7 @@ class StarGAN(GenerativeModel):
         losses = {
             "wasserstein": discriminator_loss("wasserstein", real_score, fake_score),
             "penalty": self.config.penalty_weight * penalty,
-            "classification": self.config.classification_weight * attribute_loss(logits, own),
+            "classification": self.config.classification_weight * self._attribute_loss(logits, own),
         }
         return StepOutput(losses, {"real_score": real_score.mean(), "fake_score": fake_score.mean()})
 
@@ -162,10 +163,13 @@ class StarGAN(GenerativeModel):
         back = F.l1_loss(self.generator(fake, own), images)
         losses = {
             "adversarial": generator_loss("wasserstein", score),
-            "classification": self.config.classification_weight * attribute_loss(logits, target),
+            "classification": self.config.classification_weight * self._attribute_loss(logits, target),
             "reconstruction": self.config.reconstruction_weight * back,
         }
         return StepOutput(losses)
+
+    def _attribute_loss(self, logits: Tensor, attributes: Tensor) -> Tensor:
+        return attribute_loss(logits, attributes, self.config.exclusive)
 
     def condition(self, batch: Batch) -> Batch:
         """Images, each with the attributes of its neighbour in the batch."""
@@ -177,12 +181,16 @@ class StarGAN(GenerativeModel):
         check_given(self.name, given, required=("source", "attributes"))
         source = given["source"]
         logits = self.discriminator(source.to(next(self.discriminator.parameters()).device))[1]
-        attributes = (logits > 0).float().to(source.device)
+        attributes = self._read(logits).to(source.device)
         for part in given["attributes"].split(","):
             name, _, value = (text.strip() for text in part.partition("="))
             column = self._index(name, self.attributes)
             if value not in ("0", "1"):
                 raise ValueError(f"attributes: {name}={value!r}; choices: {name}=0, {name}=1")
+            if self.config.exclusive:
+                if value == "0":
+                    raise ValueError(f"attributes: {name}=0; an image has exactly one of {', '.join(self.attributes)}")
+                attributes.zero_()
             attributes[:, column] = float(value)
         return {"image": source, "attributes": attributes}
 
@@ -198,29 +206,43 @@ class StarGAN(GenerativeModel):
         """The source beside the translation."""
         return torch.cat([cond["image"], images], dim=3)
 
+    def _read(self, logits: Tensor) -> Tensor:
+        """Attributes [N, A] of 0 and 1 that logits stand for."""
+        if self.config.exclusive:
+            return F.one_hot(logits.argmax(1), logits.shape[1]).float()
+        return (logits > 0).float()
+
+    def _changed(self, attributes: Tensor, column: int) -> Tensor:
+        """Attributes [N, A], one turned over; that one alone 1 where they are exclusive."""
+        changed = torch.zeros_like(attributes) if self.config.exclusive else attributes.clone()
+        changed[:, column] = 1 - changed[:, column]
+        return changed
+
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:
-        """Flipping one attribute: an independent classifier of real images sees it flipped and the others kept.
+        """What a classifier of real images sees in translations; their distance to the true target, where there is one.
 
-        A data set that holds the true targets would add here: L1 of the flipped image to its target, against the
-        source's. No batch key carries such targets yet, so that row is left out.
+        Held-out images of one group show the same thing with other attributes: each is a true target of the others.
         """
         images, own = context.test["image"][:256], self._own(context.test)[:256]
+        labels = self._own(context.train)
         with torch.enable_grad():
-            judge = train_extractor(context.train["image"], self._own(context.train), num_images=JUDGE_IMAGES)
-        on_real = (judge.logits(images) > 0).float().eq(own).float().mean(0)
+            labels = labels.argmax(1) if self.config.exclusive else labels
+            judge = train_extractor(context.train["image"], labels, num_images=JUDGE_IMAGES)
+        on_real = self._read(judge.logits(images)).eq(own).float().mean(0)
         proofs, kept, moved = [], [], []
         for i, name in enumerate(self.attributes):
-            target = flipped(own, i)
+            target = self._changed(own, i)
             fake = self.generator(images, target)
-            right = (judge.logits(fake) > 0).float().eq(target).float().mean(0)
-            kept += right.tolist()[:i] + right.tolist()[i + 1 :]
+            right = self._read(judge.logits(fake)).eq(target).float()
+            translated = (target != own).any(1)  # all, but for exclusive attributes those that have it already
+            kept += right.mean(0).tolist()[:i] + right.mean(0).tolist()[i + 1 :]
             moved.append((fake - images).abs().mean().item())
-            seen, can_judge = right[i].item(), on_real[i].item()
-            claim = f"{name} flipped is seen 0.8 times as often as on real images (identity: {1 - can_judge:.2f})"
+            seen, can_judge = right[translated, i].mean().item(), on_real[i].item()
+            claim = f"{name} is seen in translations 0.8 times as often as it is read right in real images"
             holds = seen >= 0.8 * can_judge and can_judge >= 0.8  # a judge that guesses proves nothing
             proofs.append(Proof(claim, seen, 0.8 * can_judge, holds, "accuracy"))
-        if kept:
+        if kept and not self.config.exclusive:
             mean, bound = sum(kept) / len(kept), 0.9 * on_real.mean().item()
             proofs.append(
                 Proof("attributes that were not flipped stay as they were", mean, bound, mean >= bound, "accuracy")
@@ -229,23 +251,36 @@ class StarGAN(GenerativeModel):
         proofs.append(
             Proof("translations are nearer their source than other images", change, other, change < 0.5 * other, "L1")
         )
-        return proofs
+        return proofs + self._target_proofs(context)
+
+    def _target_proofs(self, context: ProofContext) -> list[Proof]:
+        """L1 of translations to their true targets, against leaving the image as it is."""
+        if "group" not in context.test:
+            return []
+        images, own, group = context.test["image"], self._own(context.test), context.test["group"]
+        pairs = ((group[:, None] == group) & (own[:, None] != own).any(2)).nonzero()[:1024]
+        if not len(pairs):
+            return []
+        sources, targets = pairs.T
+        fake = torch.cat(
+            [self.generator(images[s], own[t]) for s, t in zip(sources.split(64), targets.split(64), strict=True)]
+        )
+        translated, kept = ((each - images[targets]).abs().mean().item() for each in (fake, images[sources]))
+        return [Proof("L1 to the true target below the source's own", translated, kept, translated < kept, "L1")]
 
     @torch.no_grad()
     def pictures(self, context: ProofContext) -> dict[str, Tensor]:
-        """Rows of a source, its reconstruction, then each attribute flipped in turn."""
+        """Rows of a source, its reconstruction, then each attribute changed in turn."""
         images, own = context.test["image"][:16], self._own(context.test)[:16]
-        targets = [own, *(flipped(own, i) for i in range(len(self.attributes)))]
-        return {"flips": torch.stack([images, *(self.generator(images, target) for target in targets)], dim=1)}
+        targets = [own, *(self._changed(own, i) for i in range(len(self.attributes)))]
+        return {"translations": torch.stack([images, *(self.generator(images, target) for target in targets)], dim=1)}
 
 
-def flipped(attributes: Tensor, column: int) -> Tensor:
-    """Attributes [N, A] of 0 and 1, those of one column turned over."""
-    changed = attributes.clone()
-    changed[:, column] = 1 - changed[:, column]
-    return changed
+def attribute_loss(logits: Tensor, attributes: Tensor, exclusive: bool = False) -> Tensor:
+    """Binary cross-entropy in nats, summed over attributes [B, A], mean over the batch, as the authors' code.
 
-
-def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Binary cross-entropy in nats, summed over attributes [B, A], mean over the batch, as the authors' code."""
+    exclusive: exactly one attribute is 1 in each row, and cross-entropy takes its place.
+    """
+    if exclusive:
+        return F.cross_entropy(logits, attributes)
     return F.binary_cross_entropy_with_logits(logits, attributes, reduction="sum") / len(logits)

@@ -4,8 +4,8 @@ import torch
 from genmodels.convnets import ResNetTranslator
 from genmodels.data.fields import DataSpec
 from genmodels.metrics.features import train_extractor
-from genmodels.model import Noise, Progress, Stage
-from genmodels.models.stargan import StarGAN, StarGANConfig, attribute_loss, flipped
+from genmodels.model import Noise, Progress, ProofContext, Stage
+from genmodels.models.stargan import StarGAN, StarGANConfig, attribute_loss
 
 TINY = {"width": 4, "num_blocks": 1, "discriminator_width": 4}
 START = Progress(0, 0, Stage("train", 100, 16, 8), 0.0)
@@ -65,9 +65,25 @@ def test_attribute_loss_sums_over_attributes_and_averages_over_images():
     torch.testing.assert_close(attribute_loss(logits, labels), torch.tensor(3 * 0.6931472))
 
 
-def test_flipping_changes_one_column_alone():
-    attributes = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-    assert flipped(attributes, 0).tolist() == [[1, 1], [0, 1]] and attributes[0, 0] == 0
+def test_exclusive_attributes_are_one_choice():
+    logits, labels = torch.zeros(4, 3), torch.eye(3)[[0, 1, 2, 0]]
+    torch.testing.assert_close(attribute_loss(logits, labels, exclusive=True), torch.tensor(1.0986123))
+
+
+@pytest.mark.parametrize(("exclusive", "expected"), [(False, [[1, 1], [0, 1]]), (True, [[1, 0], [1, 0]])])
+def test_changing_an_attribute_leaves_the_others_or_replaces_them(exclusive, expected):
+    attributes = torch.tensor([[0.0, 1.0], [0.0, 1.0] if exclusive else [1.0, 1.0]])
+    model = make(attributes=("a", "b"), exclusive=exclusive)
+    assert model._changed(attributes, 0).tolist() == expected
+
+
+def test_the_true_target_is_another_image_of_the_same_group():
+    model = make()
+    images, own = torch.rand(4, 3, 16, 16), torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 0]])
+    test = {"image": images, "attributes": own, "group": torch.tensor([0, 0, 1, 1])}  # group 1 shows one state alone
+    context = ProofContext(test, test, False, images, lambda x: x, {}, [])
+    (proof,) = model._target_proofs(context)
+    assert proof.baseline == pytest.approx((images[0] - images[1]).abs().mean().item())
 
 
 def test_a_request_is_laid_over_what_the_discriminator_reads():
