@@ -66,7 +66,9 @@ class AAE(ReconstructingModel):
         if config.use_labels and not data.classes:
             raise ValueError(f"use_labels: data set {data.name!r} has no classes")
         self.batch_keys = ("image", "label") if config.use_labels else ("image",)
-        self.encoder = Encoder(data.channels, data.image_size, config.width, config.latent_dim, norm="none")
+        # The batch norm, not in the paper, spreads the codes from the start: the discriminator need only shape them.
+        encoder = Encoder(data.channels, data.image_size, config.width, config.latent_dim, norm="none")
+        self.encoder = nn.Sequential(encoder, nn.BatchNorm1d(config.latent_dim))
         self.decoder = Decoder(config.latent_dim, data.channels, data.image_size, config.width)
         num_inputs = config.latent_dim + (len(data.classes) if config.use_labels else 0)
         self.discriminator = latent_discriminator(num_inputs, config.hidden)

@@ -67,9 +67,8 @@ class Discriminator(nn.Module):
     def __init__(self, config: InfoGANConfig, data: DataSpec):
         super().__init__()
         self.num_categories, hidden = config.num_categories, config.hidden_dim
-        encoder = Encoder(data.channels, data.image_size, config.width, hidden, norm="none")
-        # No batch norm here, unlike the paper: just under D's head it makes means of real and fake batches equal.
-        self.trunk = nn.Sequential(encoder, nn.LeakyReLU(0.1))
+        encoder = Encoder(data.channels, data.image_size, config.width, hidden)
+        self.trunk = nn.Sequential(encoder, nn.BatchNorm1d(hidden), nn.LeakyReLU(0.1))
         self.head = nn.Linear(hidden, 1)
         num_parameters = config.num_categories + config.num_continuous  # of Q: logits and means
         self.q = nn.Sequential(_dense(hidden, config.q_dim), nn.LeakyReLU(0.1), nn.Linear(config.q_dim, num_parameters))

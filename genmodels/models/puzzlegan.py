@@ -11,7 +11,7 @@ with L1 summed over pixels and the batch, and w falling from 1e-2 to 1e-4 along 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,13 +49,16 @@ class PuzzleGANConfig(Strict):
     width: int = Field(64, ge=1, description="channels at half the image size; doubled with every halving")
     discriminator_width: int = Field(64, ge=1, description="the discriminator's")
     l1_weight: tuple[float, float] = Field((1e-2, 1e-4), description="first and last weight of the summed L1 terms")
+    mask_loss: Literal["l1", "cross_entropy"] = Field(
+        "l1", description="the paper's L1 stops learning where the sigmoid saturates; cross-entropy does not"
+    )
     discriminator_steps: int = Field(2, ge=1, description="discriminator updates a generator update")
     lr: float = Field(2e-4, gt=0, description="Adam's learning rate")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay rate")
 
 
 class Generator(nn.Module):
-    """Patches [B, P, C, S, S] and z [B, Z] -> image [B, C, S, S] in [-1, 1] and mask [B, 1, S, S] in [0, 1].
+    """Patches [B, P, C, S, S] and z [B, Z] -> image [B, C, S, S] in [-1, 1], logits of the mask [B, 1, S, S].
 
     One encoder reads every patch; its features are summed over patches at every level, so their order has no effect.
     The mask decoder takes these sums as skips, the image decoder takes the mask decoder's activations.
@@ -78,7 +81,7 @@ class Generator(nn.Module):
         self.to_image = nn.ConvTranspose2d(2 * widths[0], channels, 4, stride=2, padding=1)
 
     def forward(self, patches: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and mask."""
+        """Image, and the mask before its sigmoid."""
         num_patches, maps, sums = patches.shape[1], patches.flatten(0, 1), []
         for down in self.encoder:
             maps = down(maps)
@@ -91,7 +94,7 @@ class Generator(nn.Module):
             mask = mask_up(torch.cat([mask, skip], dim=1))
         image = self.to_image(torch.cat([image, mask], dim=1))
         mask = self.to_mask(torch.cat([mask, sums[0]], dim=1))
-        return torch.tanh(image.float()), torch.sigmoid(mask.float())
+        return torch.tanh(image.float()), mask.float()
 
 
 def _down(before: int, after: int) -> nn.Sequential:
@@ -138,12 +141,13 @@ class PuzzleGAN(GenerativeModel):
         z = 2 * noise.uniform(len(images), self.config.noise_dim) - 1
         if phase == "discriminator":
             return self._discriminator_step(images, patches, mask, z, noise)
-        image, guess = self.generator(patches, z)
+        image, mask_logits = self.generator(patches, z)
+        guess = torch.sigmoid(mask_logits)
         # Summed over the global batch: the gradients of all ranks are averaged, so each sums its share and scales it.
         weight = progress.stage.batch_size * log_decay(progress.fraction, *self.config.l1_weight)
         losses = {
             "adversarial": generator_loss("non_saturating", self.discriminator(image)),
-            "mask": weight * image_l1(guess, mask),
+            "mask": weight * (image_l1(guess, mask) if self.config.mask_loss == "l1" else image_bce(mask_logits, mask)),
             "appearance": weight * image_l1(image * guess, images * mask),
         }
         return StepOutput(losses)
@@ -212,7 +216,8 @@ class PuzzleGAN(GenerativeModel):
 
     def _rebuild(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         z = self.latent(len(images), torch.Generator().manual_seed(0)).to(images.device)
-        return self.generator(cut(images, boxes), z)
+        image, mask_logits = self.generator(cut(images, boxes), z)
+        return image, torch.sigmoid(mask_logits)
 
     @torch.no_grad()
     def pictures(self, context: ProofContext) -> dict[str, Tensor]:
@@ -257,6 +262,11 @@ def others(images: Tensor, draws: Tensor) -> Tensor:
 def image_l1(images: Tensor, targets: Tensor) -> Tensor:
     """L1 summed over an image's values, mean over the batch."""
     return (images - targets).abs().flatten(1).sum(1).mean()
+
+
+def image_bce(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy in nats, summed over an image's pixels, mean over the batch."""
+    return F.binary_cross_entropy_with_logits(logits, mask, reduction="none").flatten(1).sum(1).mean()
 
 
 def masked_l1(images: Tensor, truth: Tensor, mask: Tensor) -> float:

@@ -1,0 +1,106 @@
+"""Sampling of every kind, as a person asks for it on the command line; the networks are untrained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import refused, succeed
+from conftest import Prepared, Project
+from PIL import Image
+
+from genmodels import export
+from genmodels.config import load_params
+from genmodels.metrics.judge import Judge
+from genmodels.model import Progress
+from pipelines import sample
+from pipelines.worker import build_model
+
+
+@pytest.fixture(scope="module")
+def exported(project: Project, sprites_data: Prepared, tmp_path_factory):
+    """By model name, a sampling folder."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "export"
+        config = load_params(project.root / "params.yaml").run(name)
+        model = build_model(config, sprites_data.spec)
+        judge = Judge(sprites_data.folder, sprites_data.spec, config, Path("none"))
+        progress = Progress(0, 0, model.stages(256, 16)[-1], 1.0)
+        export.save(folder, model, progress, conditions=judge.conditions(model, 16))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Six pictures of unlike sizes and modes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    for i, mode in enumerate(["RGB", "L", "RGBA", "RGB", "P", "RGB"]):
+        pixels = noise.integers(0, 256, (20 + 4 * i, 30, 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+    return folder
+
+
+ASKED = {  # what is asked -> how many pictures come, and how often one is as wide as the model's
+    ("gan",): (64, 1),
+    ("progan", "--interpolate", "--num", "2"): (20, 1),
+    ("infogan", "--traverse"): (30, 1),
+    ("infogan", "--class", "3", "--num", "5"): (5, 1),
+    ("vae", "--source", "PICTURES"): (6, 2),
+    ("autoencoder", "--source", "PICTURES"): (6, 2),
+    ("text2image", "--caption", "a small red cat by day", "--caption", "at night a cat", "--num", "4"): (4, 1),
+    ("cyclegan", "--source", "PICTURES"): (6, 2),
+    ("cyclegan", "--source", "PICTURES", "--direction", "B2A"): (6, 2),
+    ("stargan", "--source", "PICTURES", "--attributes", "hat=1,night=0"): (6, 2),
+    ("puzzlegan", "--patches", "PICTURES"): (2, 4),
+    ("cyclegan", "--num", "3"): (3, 2),  # under the held-out conditions of the export
+}
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=" ".join)
+def test_what_is_asked_for_is_drawn_and_the_same_again(asked, exported, pictures, tmp_path):
+    name, *options = [str(pictures) if word == "PICTURES" else word for word in asked]
+    folder, (num, wide) = exported(name), ASKED[asked]
+    for again in ("a", "b"):
+        succeed(sample, "--model", folder, *options, "--out", tmp_path / f"{again}.png", "--each", tmp_path / again)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert len(list((tmp_path / "a").glob("*.png"))) == num
+    columns = sample.STEPS if {"--interpolate", "--traverse"} & set(options) else int(num**0.5)
+    assert size(tmp_path / "a.png")[0] == columns * (16 * wide + 1)
+    assert size(tmp_path / "a" / "00000.png") == (16, 16)
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    {
+        ("gan", "--caption", "a cat"): ["gan", "caption"],
+        ("text2image", "--caption", "xyzzy"): ["xyzzy", "such as"],
+        ("stargan", "--source", "PICTURES", "--attributes", "hta=1"): ["'hta'", "did you mean 'hat'"],
+        ("stargan", "--source", "PICTURES"): ["attributes"],
+        ("cyclegan", "--source", "PICTURES", "--direction", "A2C"): ["A2C", "A2B", "B2A"],
+        ("vae", "--source", "no such file"): ["no such file"],
+        ("vae", "--source", __file__): ["not an image"],
+        ("cyclegan", "--interpolate"): ["cyclegan", "latent"],
+        ("gan", "--interpolate", "--traverse"): ["choose one"],
+    }.items(),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(asked, words, exported, pictures, tmp_path):
+    name, *options = [str(pictures) if word == "PICTURES" else word for word in asked]
+    line = refused(sample, "--model", exported(name), *options, "--out", tmp_path / "x.png")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_caption_decides_what_is_drawn(exported):
+    sampler = export.load(exported("text2image"))
+    first, second = (sampler.model.encode_condition(caption=[text]) for text in ("a red cat", "a small ghost at night"))
+    assert not torch.equal(sampler.sample(1, cond=first), sampler.sample(1, cond=second))
