@@ -30,6 +30,7 @@ V = TypeVar("V")
 
 UNION_MEMBER = re.compile(r"|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic puts it into the path
 MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
+MAX_DEPTH = 32  # of sections within sections; PyYAML's time grows with the square of it
 
 
 class ConfigError(ValueError):
@@ -238,14 +239,24 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     return params
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML whose mappings name no key twice; PyYAML alone would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values; tags that build objects and alias bombs are refused."""
+    """A YAML mapping of plain values; tags that build objects, alias bombs and repeated keys are refused."""
     try:
         text = path.read_text(encoding="utf-8")
-        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
-        if aliases > MAX_ALIASES:
-            raise ConfigError(f"{path}: {aliases} aliases, at most {MAX_ALIASES} are read")
-        values = yaml.safe_load(text)
+        _check_nesting(text, path)
+        values = yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -255,6 +266,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections (key: value), found {type(values).__name__}")
     return values
+
+
+def _check_nesting(text: str, path: Path) -> None:
+    """ConfigError for an alias bomb or absurd nesting, before anything is built of it."""
+    starts = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+    blocks = (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+    ends = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    aliases = depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        aliases += isinstance(token, yaml.AliasToken)
+        depth += isinstance(token, starts + blocks) - isinstance(token, ends)
+        if aliases > MAX_ALIASES:
+            raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases")
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{path}: line {token.start_mark.line + 1}: more than {MAX_DEPTH} levels of nesting")
 
 
 def validated(schema: type[T], values: Any, where: str) -> T:

@@ -77,6 +77,13 @@ class Discriminator(nn.Module):
         """D's logit, [B, 1]."""
         return self.head(self.trunk(images))
 
+    def compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """D's logits of both and Q's parameters of the generated images, from one pass."""
+        of_real, of_fake = self.trunk(torch.cat([real, fake.to(real.dtype)])).split(len(real))
+        parameters = self.q(of_fake)
+        codes = parameters[:, : self.num_categories], parameters[:, self.num_categories :]
+        return self.head(of_real), self.head(of_fake), *codes
+
     def logit_and_code(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """D's logit [B, 1], and Q's logits [B, K] of the category and means [B, M] of the continuous codes."""
         features = self.trunk(images)
@@ -127,9 +134,10 @@ class InfoGAN(GenerativeModel):
         rest = 2 * noise.uniform(len(real), self.config.noise_dim + self.config.num_continuous) - 1
         with torch.set_grad_enabled(phase == "generator"):
             fake = self.generator(self._join(rest, category))
-        fake_logit, logits, means = self.discriminator.logit_and_code(fake)
+        # Real and generated in one batch: batch norm over each apart would hide from D how their means differ.
+        real_logit, fake_logit, logits, means = self.discriminator.compare(real, fake)
         if phase == "discriminator":
-            adversarial = discriminator_loss("non_saturating", self.discriminator(real), fake_logit)
+            adversarial = discriminator_loss("non_saturating", real_logit, fake_logit)
         else:
             adversarial = generator_loss("non_saturating", fake_logit)
         of_category, of_continuous = information(logits, means, category, rest[:, self.config.noise_dim :])
