@@ -26,6 +26,7 @@ from genmodels.model import Batch, Noise, OptimizerConfig, Phase, Progress, Proo
 from genmodels.pictures import INK, class_colours, scatter
 from genmodels.priors import PRIORS, PriorName, place_of_class
 from genmodels.reconstruction import ReconstructingModel
+from genmodels.schedules import linear_decay
 from genmodels.text import nearest
 
 PROOF_STEPS, PROOF_BATCH = 300, 32  # of the plain autoencoder that the proofs compare with
@@ -41,6 +42,7 @@ class AAEConfig(Strict):
     hidden: int = Field(1000, ge=1, description="units of each of the latent discriminator's two hidden layers")
     lr: float = Field(1e-3, gt=0, description="Adam's learning rate for the reconstruction")
     adversarial_lr: float = Field(2e-4, gt=0, description="Adam's learning rate of the other two phases")
+    decay_from: float = Field(0.5, ge=0, le=1, description="share of the training after which the rates fall to 0")
 
     @model_validator(mode="after")
     def _prior_needs_a_plane(self) -> AAEConfig:
@@ -81,6 +83,10 @@ class AAE(ReconstructingModel):
             "discriminator": adversarial,
             "regularisation": adversarial,
         }
+
+    def lr_scale(self, phase: Phase, progress: Progress) -> float:
+        """Constant, then linear to 0: the two adversaries come to rest."""
+        return linear_decay(progress.fraction, self.config.decay_from)
 
     def training_step(
         self, batch: Batch, phase: str, progress: Progress, noise: Noise, scratch: dict[str, Any]
