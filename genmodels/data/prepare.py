@@ -6,15 +6,11 @@ hash of their keys, so every shard holds a mixture of all classes.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +38,8 @@ from genmodels.data.shards import (
     open_shards,
 )
 from genmodels.data.sources import NOT_AN_IMAGE_FILE, Reject, Source, open_source, printable
+from genmodels.data.splits import assign_splits, hashed, joined_groups, split_groups
+from genmodels.data.staging import disk_errors, staging
 from genmodels.files import sha256_file, write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -89,7 +87,7 @@ def prepare(
     if found := _unchanged(out, fingerprint):
         return found
     records = _chosen(source, config)
-    with _staging(out) as folder, _disk_errors(out, _num_bytes(config, len(records)), config.encoding):
+    with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
         return _Preparation(name, config, source, records, fingerprint).run(folder, num_processes, progress)
 
 
@@ -112,117 +110,19 @@ def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
     """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash."""
     records = list(source.records())
-    hashed = {_hash(record.key): record for record in records}
-    assert len(hashed) == len(records), "a source repeats a key"
-    order = sorted(hashed)
+    by_hash = {hashed(record.key): record for record in records}
+    assert len(by_hash) == len(records), "a source repeats a key"
+    order = sorted(by_hash)
     if source.groups:
-        order.sort(key=lambda digest: _hash(hashed[digest].group or ""))
-    chosen = sorted((hashed[digest] for digest in sorted(order[: config.num_images])), key=lambda r: r.domain or "")
-    return split_groups(chosen, _joined(source, chosen), config.holdout) if source.groups else chosen
-
-
-def _joined(source: Source, records: list[Record]) -> dict[str, str]:
-    """By group, one that it shares a split with: itself, or the first of those that hold copies of its images."""
-    joined = {record.group: record.group for record in records if record.group}
-    holder: dict[bytes, str] = {}  # by content
-
-    def first(group: str) -> str:
-        return group if joined[group] == group else first(joined[group])
-
-    for record in records:
-        with suppress(OSError):  # decoding will say so
-            data = source.read(record)
-            if record.group and isinstance(data, bytes):
-                groups = first(record.group), first(holder.setdefault(hashlib.sha256(data).digest(), record.group))
-                joined[max(groups)] = min(groups)
-    return {group: first(group) for group in joined}
-
-
-def split_groups(records: list[Record], joined: dict[str, str], holdout: float) -> list[Record]:
-    """The records, each with a split: test when the hash of its group (see `_joined`) falls below `holdout`.
-
-    Where holdout > 0 and there are two groups, each side has one at least. What the source split stays as it is.
-    """
-    fractions = {group: fraction(_hash(f"split {group}").hex()) for group in joined.values()}
-    order = sorted(fractions, key=lambda group: fractions[group])
-    test = {group for group in order if fractions[group] < holdout}
-    if holdout and len(order) > 1:
-        test = (test | set(order[:1])) - set(order[-1:])
-    sides = {group: "test" if joined[group] in test else "train" for group in joined}
-    return [replace(record, split=record.split or sides[record.group or ""]) for record in records]
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+        order.sort(key=lambda digest: hashed(by_hash[digest].group or ""))
+    chosen = sorted((by_hash[digest] for digest in sorted(order[: config.num_images])), key=lambda r: r.domain or "")
+    return split_groups(chosen, joined_groups(source, chosen), config.holdout) if source.groups else chosen
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
     """About what the shards take on disk; encodings other than raw take less."""
     sizes = pyramid_sizes(config.image_size, config.pyramid)
     return num_records * sum(size * size * config.channels + 2048 for size in sizes)
-
-
-# The folder: whole or not at all
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A sibling folder to write into, swapped with `out` at the end; removed when something fails."""
-    folder, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
-    with _locked(folder):
-        if replaced.exists() and not out.exists():  # an earlier run was killed between its two renames
-            replaced.rename(out)
-        try:
-            yield folder
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-        if out.exists():
-            out.rename(replaced)
-        folder.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """An empty folder that one process owns; the lock ends with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not _owns(descriptor, folder):
-            raise ValueError(f"{folder} is in use: another process prepares this data set")
-        for left in folder.iterdir():  # by a killed run
-            left.unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _owns(descriptor: int, folder: Path) -> bool:
-    """Takes the lock; False if another process has it, or has just moved the folder to its place."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-@contextmanager
-def _disk_errors(out: Path, num_bytes: int, encoding: str) -> Iterator[None]:
-    """A full disk, or a quota, named with path and bytes; before anything is written where the size is known."""
-    try:
-        if encoding == "raw" and shutil.disk_usage(out.parent).free < num_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free = shutil.disk_usage(out.parent).free
-        raise OSError(error.errno, f"{out}: no room, needs up to {num_bytes:,} bytes, {free:,} are free") from error
-
-
-# The content
 
 
 class _Preparation:
@@ -364,38 +264,6 @@ class _Preparation:
             "num_captions": max(len(row["captions"]) for row in rows),
             "num_words": min(MAX_WORDS, max(len(words(caption)) for caption in captions)),
         }
-
-
-def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[str, Sample]]:
-    """(split, sample): the split that its record names, else test when the content's hash falls below `holdout`.
-
-    So a sample keeps its split when others are added, and copies of one image share theirs. Where all hashes fall on
-    one side, the sample nearest to the other side goes there: with holdout > 0, two images are one of each. For that
-    one sample is held back until both sides are known.
-    """
-    held: Sample | None = None  # of the only side so far, the sample nearest to the other
-    only, several, mixed = "train", False, False
-    for sample in samples:
-        side = sample.record.split or ("test" if fraction(sample.sha256) < holdout else "train")
-        if mixed or sample.record.split or not holdout:
-            yield side, sample
-        elif held is None:
-            held, only = sample, side
-        elif side == only:
-            held, released = sorted((held, sample), key=lambda each: fraction(each.sha256), reverse=only == "test")
-            several = True
-            yield only, released
-        else:
-            yield only, held
-            yield side, sample
-            held, mixed = None, True
-    if held is not None:
-        yield "test" if several and only == "train" else "train", held
-
-
-def fraction(digest: str) -> float:
-    """A hex digest as a number in [0, 1)."""
-    return int(digest[:8], 16) / 2**32
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> TableFile:

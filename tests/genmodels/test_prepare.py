@@ -21,9 +21,10 @@ from genmodels.config import DatasetConfig
 from genmodels.data import shards
 from genmodels.data.decode import Sample
 from genmodels.data.fields import Record
-from genmodels.data.prepare import assign_splits, prepare
+from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, paired_ids, verify
 from genmodels.data.shards import open_shards
+from genmodels.data.splits import assign_splits
 
 
 def picture(seed: int, size=(12, 12)) -> bytes:

@@ -147,10 +147,10 @@ def test_documented_paths_and_settings_exist():
 
 
 def test_the_readme_s_model_learns_and_draws():
-    (source,) = re.findall(r"```python\n(\"\"\"Auto-encoder.*?)```", README, re.DOTALL)
+    (source,) = re.findall(r"```python\n(\"\"\"Regularised.*?)```", README, re.DOTALL)
     namespace: dict = {}
     exec(source, namespace)
-    cls = namespace["Autoencoder"]
+    cls = namespace["RAE"]
     torch.manual_seed(0)
     model = cls(cls.Config(), DataSpec("x", 3, 32, (32,), 8, 0))
     progress = Progress(0, 0, Stage("train", 8, 32, 4), 0.0)

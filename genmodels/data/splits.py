@@ -1,0 +1,80 @@
+"""Which samples are held out: as the source says, by a hash of the content, or by groups that stay together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from genmodels.data.decode import Sample
+from genmodels.data.fields import Record
+from genmodels.data.sources import Source
+
+
+def joined_groups(source: Source, records: list[Record]) -> dict[str, str]:
+    """By group, one that it shares a split with: itself, or the first of those that hold copies of its images."""
+    joined = {record.group: record.group for record in records if record.group}
+    holder: dict[bytes, str] = {}  # by content
+
+    def first(group: str) -> str:
+        return group if joined[group] == group else first(joined[group])
+
+    for record in records:
+        with suppress(OSError):  # decoding will say so
+            data = source.read(record)
+            if record.group and isinstance(data, bytes):
+                groups = first(record.group), first(holder.setdefault(hashlib.sha256(data).digest(), record.group))
+                joined[max(groups)] = min(groups)
+    return {group: first(group) for group in joined}
+
+
+def split_groups(records: list[Record], joined: dict[str, str], holdout: float) -> list[Record]:
+    """The records, each with a split: test when the hash of its group (see `joined_groups`) falls below `holdout`.
+
+    Where holdout > 0 and there are two groups, each side has one at least. What the source split stays as it is.
+    """
+    fractions = {group: fraction(hashed(f"split {group}").hex()) for group in joined.values()}
+    order = sorted(fractions, key=lambda group: fractions[group])
+    test = {group for group in order if fractions[group] < holdout}
+    if holdout and len(order) > 1:
+        test = (test | set(order[:1])) - set(order[-1:])
+    sides = {group: "test" if joined[group] in test else "train" for group in joined}
+    return [replace(record, split=record.split or sides[record.group or ""]) for record in records]
+
+
+def hashed(text: str) -> bytes:
+    """Its sha256: an order that nothing but the text decides."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[str, Sample]]:
+    """(split, sample): the split that its record names, else test when the content's hash falls below `holdout`.
+
+    So a sample keeps its split when others are added, and copies of one image share theirs. Where all hashes fall on
+    one side, the sample nearest to the other side goes there: with holdout > 0, two images are one of each. For that
+    one sample is held back until both sides are known.
+    """
+    held: Sample | None = None  # of the only side so far, the sample nearest to the other
+    only, several, mixed = "train", False, False
+    for sample in samples:
+        side = sample.record.split or ("test" if fraction(sample.sha256) < holdout else "train")
+        if mixed or sample.record.split or not holdout:
+            yield side, sample
+        elif held is None:
+            held, only = sample, side
+        elif side == only:
+            held, released = sorted((held, sample), key=lambda each: fraction(each.sha256), reverse=only == "test")
+            several = True
+            yield only, released
+        else:
+            yield only, held
+            yield side, sample
+            held, mixed = None, True
+    if held is not None:
+        yield "test" if several and only == "train" else "train", held
+
+
+def fraction(digest: str) -> float:
+    """A hex digest as a number in [0, 1)."""
+    return int(digest[:8], 16) / 2**32
