@@ -36,8 +36,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary sibling folder and puts it in the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Lets `write` fill a temporary sibling folder and puts it in the place of `path`, whose content goes last."""
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -45,11 +45,15 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_text(path: Path, text: str) -> None:
