@@ -78,12 +78,14 @@ class Sampler:
             torch.cat(walks), {key: value.repeat_interleave(steps, 0) for key, value in conditions.items()}
         )
 
-    def traverse(self, steps: int, seed: int = 0) -> Tensor:
-        """The model's traversal from the seed's first latent, [rows * steps, C, H, W]; row by row."""
+    def traverse(self, steps: int, seed: int = 0, cond: Batch | None = None) -> Tensor:
+        """The model's traversal from the seed's first latent, [rows * steps, C, H, W]; row by row.
+
+        Under the first of the conditions.
+        """
         rows = self.model.traversal(self._some(self.latents(1, seed))[0], steps).flatten(0, 1)
-        return self.decode(
-            rows, turns({key: value[:1] for key, value in self.conditions_for(1, seed).items()}, len(rows))
-        )
+        first = self.conditions_for(1, seed) if cond is None else turns(cond, 1)
+        return self.decode(rows, turns(first, len(rows)))
 
     def _some(self, latents: Tensor) -> Tensor:
         if not latents.numel():

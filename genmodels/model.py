@@ -164,6 +164,16 @@ class ProofContext:
     scores: dict[str, float]  # what genmodels.metrics.evaluate measured of the samples
     history: list[dict[str, Any]]  # one row a snapshot of the training, in order: num_images, stage, scores
 
+    def halved(self, *names: str) -> list[Proof]:
+        """That each of these scores is below half the untrained networks'; of those that were measured at both ends."""
+        proofs = []
+        for name in names:
+            start, end = self.history[0].get(name) if self.history else None, self.scores.get(name)
+            if start is not None and end is not None:
+                claim = f"{name.upper()} of samples below half the untrained networks'"
+                proofs.append(Proof(claim, end, 0.5 * start, end < 0.5 * start))
+        return proofs
+
 
 class GenerativeModel(nn.Module):
     """Base of all models. Children in `_modules` are the networks that phases and exports name."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genmodels.model import Batch, GenerativeModel, Progress, ProofContext
+from genmodels.text import check_given
 
 
 class ReconstructingModel(GenerativeModel):
@@ -27,8 +28,7 @@ class ReconstructingModel(GenerativeModel):
 
     def encode_condition(self, **given: Any) -> Batch:
         """source: images [N, C, S, S] in [-1, 1] to reconstruct."""
-        if unknown := given.keys() - {"source"}:
-            raise ValueError(f"{self.name} takes no {', '.join(sorted(unknown))}; choices: source (images), or nothing")
+        check_given(self.name, given, required=("source",))
         source, size = given["source"], self.data.image_size
         if source.shape[1:] != (self.data.channels, size, size):
             expected = [self.data.channels, size, size]

@@ -120,12 +120,15 @@ def evaluate(
 
 
 def save_pictures(pictures: dict[str, Tensor], folder: Path) -> None:
-    """Writes each [rows, columns, C, H, W] as one grid, NAME.png."""
+    """Writes each [rows, columns, C, H, W] as one grid, NAME.png; others go."""
+    from genmodels.files import replace_folder
     from genmodels.pictures import grid
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, images in pictures.items():
-        grid(images.flatten(0, 1), columns=images.shape[1]).save(folder / f"{name}.png")
+    def write(new: Path) -> None:
+        for name, images in pictures.items():
+            grid(images.flatten(0, 1), columns=images.shape[1]).save(new / f"{name}.png")
+
+    replace_folder(folder, write)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

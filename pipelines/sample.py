@@ -55,7 +55,7 @@ def main(
     cond = sampler.model.encode_condition(**given) if given else None
     columns = STEPS if interpolate or traverse else None
     if traverse:
-        images = sampler.traverse(STEPS, seed)
+        images = sampler.traverse(STEPS, seed, cond)
     elif interpolate:
         images = sampler.interpolate(num or 8, STEPS, seed, cond)
     else:

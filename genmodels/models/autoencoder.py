@@ -120,11 +120,7 @@ class Autoencoder(ReconstructingModel):
                 error < baseline,
             )
         ]
-        untrained, swd = context.history[0].get("swd") if context.history else None, context.scores["swd"]
-        if untrained is not None:
-            claim = "SWD of samples from the codes' Gaussian below half the untrained decoder's"
-            proofs.append(Proof(claim, swd, untrained, swd < 0.5 * untrained))
-        return proofs
+        return proofs + context.halved("swd")
 
 
 def pca_mse(train: Tensor, test: Tensor, num_components: int) -> float:

@@ -147,13 +147,7 @@ class DCGAN(GenerativeModel):
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:
         """Distance against the untrained generator's; a linear probe on D's features against one on pixels."""
-        proofs = []
-        for name in ("fid", "swd"):
-            start, end = context.history[0].get(name) if context.history else None, context.scores.get(name)
-            if start is not None and end is not None:
-                proofs.append(
-                    Proof(f"{name.upper()} below half the untrained generator's", end, start, end < 0.5 * start)
-                )
+        proofs = context.halved("fid", "swd")
         if "label" in context.train:
             probed = self._probe_accuracy(context, lambda images: self.discriminator.features(images))
             pixels = self._probe_accuracy(context, lambda images: images.flatten(1))

@@ -209,10 +209,7 @@ class PuzzleGAN(GenerativeModel):
             Proof("mask overlap above that of the places where parts mostly are", found, always, found > always, "IoU"),
             Proof("L1 inside the mask below the mean image's", inside, flat, inside < flat, "L1"),
         ]
-        start, end = context.history[0].get("fid") if context.history else None, context.scores.get("fid")
-        if start is not None and end is not None:
-            proofs.append(Proof("FID below half the untrained generator's", end, start, end < 0.5 * start))
-        return proofs
+        return proofs + context.halved("fid")
 
     def _rebuild(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         z = self.latent(len(images), torch.Generator().manual_seed(0)).to(images.device)

@@ -35,7 +35,7 @@ from genmodels.model import (
     StepOutput,
     Strict,
 )
-from genmodels.text import nearest
+from genmodels.text import check_given, nearest
 
 
 class Text2ImageConfig(Strict):
@@ -223,19 +223,16 @@ class Text2Image(GenerativeModel):
 
     def encode_condition(self, **given: Any) -> Batch:
         """caption=["a red cat", ...]: tokens; a word never seen in training counts as unknown."""
-        for key in given:
-            if key != "caption":
-                raise ValueError(f"{self.name} takes no {key}; it takes: caption")
+        check_given(self.name, given, required=("caption",))
         vocabulary = self.data.vocabulary
-        for caption in given.get("caption", []):
+        for caption in given["caption"]:
             if not set(words(caption)) & set(vocabulary):
                 guesses = "".join(nearest(word, vocabulary) for word in words(caption))
                 raise ValueError(
                     f"caption {caption!r} of {self.name}: none of its words is among the {len(vocabulary)} known"
                     f"{guesses}; such as: {', '.join(vocabulary[:12])}"
                 )
-        tokens = encode(given["caption"], vocabulary, self.data.num_words) if given else None
-        return {} if tokens is None else {"caption": torch.from_numpy(tokens)}
+        return {"caption": torch.from_numpy(encode(given["caption"], vocabulary, self.data.num_words))}
 
     def latent(self, num: int, generator: torch.Generator) -> Tensor:
         """N(0, I), [num, Z]."""

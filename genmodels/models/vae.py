@@ -150,12 +150,7 @@ class VAE(ReconstructingModel):
             Proof("importance-weighted NLL (K = 200) below independent pixels'", nll, baseline, nll < baseline, "nats"),
             Proof("active latent units: at least a tenth", active, 0.1 * mean.shape[1], active >= 0.1 * mean.shape[1]),
         ]
-        untrained, swd = context.history[0].get("swd") if context.history else None, context.scores["swd"]
-        if untrained is not None:
-            proofs.append(
-                Proof("SWD of prior samples below half the untrained decoder's", swd, untrained, swd < 0.5 * untrained)
-            )
-        return proofs
+        return proofs + context.halved("swd")
 
     def _log_evidence(self, images: Tensor, mean: Tensor, logvar: Tensor, k: int = 200) -> Tensor:
         """Estimate of log p(x), [B], eight images at a time."""

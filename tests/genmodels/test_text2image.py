@@ -92,7 +92,7 @@ def test_a_caption_becomes_tokens_and_one_without_known_words_is_refused():
     with pytest.raises(ValueError, match=r"'redd'.*did you mean 'red'") as error:
         model.encode_condition(caption=["redd"])
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="takes no label; it takes: caption"):
+    with pytest.raises(ValueError, match="takes no label; it takes caption"):
         model.encode_condition(label="3")
 
 
