@@ -44,7 +44,8 @@ class DatasetConfig(Strict):
     """One named data set: where its images come from and how they become shards."""
 
     source: str = Field(
-        description="a folder: flat, one folder a class, or trainA/trainB; or the words 'sprites' (pictures) and "
+        description="a folder or an fsspec URL (s3://bucket/photos): flat, one folder a class, train/ and test/ of "
+        "either, or trainA/trainB; or the words 'sprites' (pictures) and "
         "'ring' (points of the plane as images of one pixel and two channels)"
     )
     label: str | None = Field(None, description="the tables' column that names an image's class; null: its folder does")

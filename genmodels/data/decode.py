@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from genmodels.config import DatasetConfig
-from genmodels.data.fields import Box, Record
+from genmodels.data.fields import Box, Record, Reject, Source
 from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
 from genmodels.data.key_patches import key_patches
 from genmodels.data.shards import Packed, pack
-from genmodels.data.sources import Reject, Source
 
 IMAGES_PER_PROCESS = 4000  # fewer are not worth the start of another process (seconds)
 CHUNK = 32  # images a task

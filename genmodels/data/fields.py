@@ -1,9 +1,13 @@
-"""The schema of a sample, and the description of a data set that models are built from."""
+"""What a source offers: samples, and those left out; and the description of a data set that models are built from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from genmodels.data.images import Data
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,32 @@ class Record:
     domain: str | None = None
     split: str | None = None  # "train" or "test"; None: by a hash of the group, of the content without one
     group: str | None = None  # images of one group are never split
+
+
+class Reject(NamedTuple):
+    """A file that the data set leaves out, and why."""
+
+    file: str
+    reason: str
+
+
+class Source(Protocol):
+    """Offers samples by name, and reads one when asked. Picklable: worker processes read."""
+
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    domains: tuple[str, ...]
+    groups: tuple[str, ...]  # values of the records' `group`
+    rejects: tuple[Reject, ...]  # refused by name alone; the records do not hold them
+
+    def records(self) -> Iterator[Record]:
+        """Every sample, always in the same order."""
+
+    def read(self, record: Record) -> Data:
+        """The file's bytes, or what was rendered. OSError where the file cannot be read."""
+
+    def describe(self) -> str:
+        """One line: which layout was found, and how much of it."""
+
+    def fingerprint(self) -> str:
+        """Hex digest that changes when the source does; reads no pixels."""

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from genmodels.config import DatasetConfig
 from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.decode import Decoder, Sample, decode_all
-from genmodels.data.fields import DataSpec, Record
+from genmodels.data.fields import DataSpec, Record, Reject, Source
+from genmodels.data.folder import NOT_AN_IMAGE_FILE, printable
 from genmodels.data.images import is_upscaled, pyramid_sizes
 from genmodels.data.shards import (
     DATASET_FILE,
@@ -37,7 +38,7 @@ from genmodels.data.shards import (
     index_name,
     open_shards,
 )
-from genmodels.data.sources import NOT_AN_IMAGE_FILE, Reject, Source, open_source, printable
+from genmodels.data.sources import open_source
 from genmodels.data.splits import assign_splits, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
 from genmodels.files import sha256_file, write_json

@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from genmodels.data.decode import Sample
-from genmodels.data.fields import Record
-from genmodels.data.sources import Source
+from genmodels.data.fields import Record, Source
 
 
 def joined_groups(source: Source, records: list[Record]) -> dict[str, str]:

@@ -18,10 +18,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from genmodels.data.captions import words
+from genmodels.data.tree import Tree
 from genmodels.text import nearest
 
 IMAGE_COLUMNS = ("file", "image", "filename", "file_name", "image_id")
@@ -43,7 +43,8 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     """A table whose rows belong to images of the source."""
 
-    path: Path
+    name: str  # relative to the source
+    where: str  # as messages show it
     columns: list[str]
     rows: list[Row]
     repeats: bool  # several rows of one image
@@ -56,7 +57,7 @@ class Table(NamedTuple):
             first = seen.setdefault(row.file, row)
             if first.cells[place] != row.cells[place]:
                 what = f"{row.cells[place]!r}, but row {first.number} says {first.cells[place]!r} of the same image"
-                raise _fault(self.path, row.number, name, what)
+                raise _fault(self.where, row.number, name, what)
         return values
 
 
@@ -67,8 +68,8 @@ class Tables:
     refused image says nothing. `used` are the files that were read.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], refused: Mapping[str, str], not_an_image: str):
-        self.folder, self.used = folder, list[str]()
+    def __init__(self, tree: Tree, files: Sequence[str], refused: Mapping[str, str], not_an_image: str):
+        self._tree, self.used = tree, list[str]()
         self._files, self._refused, self._not_an_image = files, refused, not_an_image
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for file in (*files, *refused):
@@ -82,15 +83,15 @@ class Tables:
     def captions(self) -> dict[str, tuple[str, ...]] | None:
         """The captions of each image that has any; None where the folder has none at all."""
         if self._sidecars:
-            return {file: found for file, path in self._sidecars.items() if (found := _lines(path))}
+            return {file: found for file, text in self._sidecars.items() if (found := self._lines(text))}
         if not (table := self._caption_table):
             return None
-        place = table.columns.index(_one_of(table.path, table.columns, CAPTION_COLUMNS, "caption"))
+        place = table.columns.index(_one_of(table.where, table.columns, CAPTION_COLUMNS, "caption"))
         captions: dict[str, list[str]] = defaultdict(list)
         rows: dict[tuple[str, ...], int] = {}
         for row in table.rows:
             if (first := rows.setdefault((row.file, *row.cells), row.number)) != row.number:
-                raise _fault(table.path, row.number, None, f"repeats row {first}")
+                raise _fault(table.where, row.number, None, f"repeats row {first}")
             if words(row.cells[place]):
                 captions[row.file].append(row.cells[place])
         return {file: tuple(found) for file, found in captions.items()}
@@ -150,10 +151,10 @@ class Tables:
         """What was found, in a few words each."""
         found = []
         if self._caption_table or self._sidecars:
-            name = self._caption_table.path.name if self._caption_table else "a .txt an image"
+            name = self._caption_table.name if self._caption_table else "a .txt an image"
             found.append(f"{name} with {num_captions:,} captions")
         if self._attribute_table:
-            found.append(f"{self._attribute_table.path.name} with attributes {', '.join(attributes) or 'none'}")
+            found.append(f"{self._attribute_table.name} with attributes {', '.join(attributes) or 'none'}")
         ignored = [name for name in (*CAPTION_TABLES, *ATTRIBUTE_TABLES) if self._is_there(name)]
         ignored = [name for name in ignored if name not in self.used]
         return found + ([f"ignored: {', '.join(ignored)}"] if ignored else [])
@@ -163,12 +164,12 @@ class Tables:
         return [table for table in (self._attribute_table, self._caption_table) if table]
 
     def _where(self) -> str:
-        names = [table.path.name for table in self._tables]
-        return " or ".join(names) or f"{self.folder}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
+        names = [table.name for table in self._tables]
+        return " or ".join(names) or f"{self._tree.name}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
 
     def _is_there(self, name: str) -> bool:
         if name in self._refused and self._refused[name] != self._not_an_image:
-            raise ValueError(f"{self.folder / name}: {self._refused[name]}")
+            raise ValueError(f"{self._at(name)}: {self._refused[name]}")
         return name in self._refused
 
     def _first(self, readers: Mapping[str, Reader]) -> Table | None:
@@ -176,22 +177,36 @@ class Tables:
         for name, read in readers.items():
             if self._is_there(name):
                 self.used.append(name)
-                return self._read(self.folder / name, read)
+                return self._read(name, read)
         return None
 
-    def _find_sidecars(self) -> dict[str, Path]:
+    def _find_sidecars(self) -> dict[str, str]:
         """The .txt of each image; an image's own text is a file beside it with its stem."""
         found = {}
         for file in self._files:
             text = f"{os.path.splitext(file)[0]}.txt"
             if self._refused.get(text) == self._not_an_image:
-                found[file] = self.folder / text
+                found[file] = text
                 self.used.append(text)
         return found
 
-    def _read(self, path: Path, read: Reader) -> Table:
+    def _at(self, name: str) -> str:
+        return f"{self._tree.name}/{name}"
+
+    def _text(self, name: str) -> str:
+        return self._tree.read(name).removeprefix(b"\xef\xbb\xbf").decode(*UNDECODABLE)
+
+    def _lines(self, name: str) -> tuple[str, ...]:
+        """The captions of a .txt."""
+        lines = self._text(name).splitlines()
+        for number, line in enumerate(lines, 1):
+            _check_text(self._at(name), number, None, line)
+        return tuple(line.strip() for line in lines if words(line))
+
+    def _read(self, table: str, read: Reader) -> Table:
         """The table with an image of the source for every row; rows of refused images are dropped."""
-        lines = read(path)
+        path = self._at(table)
+        lines = read(path, self._text(table))
         _, columns = next(lines, (1, []))
         for column in columns:
             _check_text(path, 1, None, column)
@@ -208,9 +223,9 @@ class Tables:
             file = self._find(path, number, name, cells[place])
             if file not in self._refused:
                 rows.append(Row(number, file, cells))
-        return Table(path, columns, rows, repeats=len({row.file for row in rows}) < len(rows))
+        return Table(table, path, columns, rows, repeats=len({row.file for row in rows}) < len(rows))
 
-    def _find(self, path: Path, number: int, column: str, name: str) -> str:
+    def _find(self, path: str, number: int, column: str, name: str) -> str:
         """The image that a row means: by its path in the source, or by its name where only one image has it."""
         plain = os.path.normpath(name)
         if os.path.isabs(plain) or plain.split("/")[0] == "..":
@@ -222,11 +237,11 @@ class Tables:
             raise _fault(path, number, column, f"{name!r} is the name of several images: {_listed(sorted(found))}")
         if not found:
             close = nearest(name, islice(self._files if "/" in name else self._by_name, 2000))
-            raise _fault(path, number, column, f"no image {name!r} in {self.folder}{close}")
+            raise _fault(path, number, column, f"no image {name!r} in {self._tree.name}{close}")
         return found[0]
 
 
-def _fault(path: Path, row: int, column: str | None, what: str) -> ValueError:
+def _fault(path: str, row: int, column: str | None, what: str) -> ValueError:
     message = f"{path} row {row}{f', column {column}' if column else ''}: {what}"
     return ValueError(" ".join(message.encode("utf-8", "backslashreplace").decode().split()))
 
@@ -241,10 +256,10 @@ def _check_unique(table: Table | None) -> None:
     seen: dict[str, int] = {}
     for row in table.rows:
         if (first := seen.setdefault(row.file, row.number)) != row.number:
-            raise _fault(table.path, row.number, None, f"{row.file!r} stands in row {first} already")
+            raise _fault(table.where, row.number, None, f"{row.file!r} stands in row {first} already")
 
 
-def _one_of(path: Path, columns: Sequence[str], choices: Sequence[str], what: str) -> str:
+def _one_of(path: str, columns: Sequence[str], choices: Sequence[str], what: str) -> str:
     """The table's column of this meaning; the first where it has several."""
     for choice in choices:
         if choice in columns:
@@ -252,7 +267,7 @@ def _one_of(path: Path, columns: Sequence[str], choices: Sequence[str], what: st
     raise _fault(path, 1, None, f"no column {what!r}; choices: {', '.join(choices)}; found: {_listed(columns)}")
 
 
-def _check_text(path: Path, row: int, column: str | None, text: str) -> None:
+def _check_text(path: str, row: int, column: str | None, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -282,23 +297,11 @@ def _by_number(text: str) -> tuple[float, str]:
 # Files -> (row, cells); the first is the header
 
 Lines = Iterator[tuple[int, list[str]]]
-Reader = Callable[[Path], Lines]
+Reader = Callable[[str, str], Lines]  # a file's name for messages, its text
 
 
-def _text(path: Path) -> str:
-    return path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(*UNDECODABLE)
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    """The captions of a .txt."""
-    lines = _text(path).splitlines()
-    for number, line in enumerate(lines, 1):
-        _check_text(path, number, None, line)
-    return tuple(line.strip() for line in lines if words(line))
-
-
-def _csv(path: Path) -> Lines:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+def _csv(path: str, text: str) -> Lines:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 0
     try:
         for number, cells in enumerate(reader, 1):
@@ -308,10 +311,10 @@ def _csv(path: Path) -> Lines:
         raise _fault(path, number + 1, None, str(error)) from None
 
 
-def _jsonl(path: Path) -> Lines:
+def _jsonl(path: str, text: str) -> Lines:
     """Objects of equal keys; a list of captions becomes a row each."""
     columns: list[str] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -336,8 +339,8 @@ def _plain(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _celeba(path: Path) -> Lines:
-    lines = _text(path).splitlines()
+def _celeba(path: str, text: str) -> Lines:
+    lines = text.splitlines()
     count, names = (lines + ["", ""])[:2]
     if not count.strip().isdigit():
         raise _fault(path, 1, None, f"expected the number of images, got {count[:40]!r}")

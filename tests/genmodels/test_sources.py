@@ -4,11 +4,19 @@ import os
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data.sources import LAYOUTS, NOT_AN_IMAGE_FILE, FolderSource, open_source
+from genmodels.data import remote
+from genmodels.data.folder import LAYOUTS, NOT_AN_IMAGE_FILE, FolderSource
+from genmodels.data.sources import open_source
+from genmodels.data.tree import LocalTree
+
+
+def folder_source(folder: Path, *args: object, **settings: object) -> FolderSource:
+    return FolderSource(LocalTree(folder), *args, **settings)
 
 
 def fill(folder: Path, *files: str) -> Path:
@@ -19,24 +27,24 @@ def fill(folder: Path, *files: str) -> Path:
 
 
 def by_file(folder: Path) -> dict:
-    return {record.file: record for record in FolderSource(folder).records()}
+    return {record.file: record for record in folder_source(folder).records()}
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
-    source = FolderSource(fill(tmp_path, "b.png", "a.JPG", "c.Tiff"))
+    source = folder_source(fill(tmp_path, "b.png", "a.JPG", "c.Tiff"))
     assert [record.file for record in source.records()] == ["a.JPG", "b.png", "c.Tiff"]
     assert source.classes == source.domains == ()
     assert source.describe() == "flat folder: 3 images"
 
 
 def test_one_sub_folder_alone_is_flat(tmp_path):
-    source = FolderSource(fill(tmp_path, "images/a.png", "images/b.png", "notes.txt", "docs/readme.md"))
+    source = folder_source(fill(tmp_path, "images/a.png", "images/b.png", "notes.txt", "docs/readme.md"))
     assert source.classes == ()
     assert {reject.reason for reject in source.rejects} == {NOT_AN_IMAGE_FILE}
 
 
 def test_sub_folders_are_classes_and_loose_images_are_refused(tmp_path):
-    source = FolderSource(fill(tmp_path, "dog/1.png", "cat/1.png", "cat/deep/2.png", "preview.png"))
+    source = folder_source(fill(tmp_path, "dog/1.png", "cat/1.png", "cat/deep/2.png", "preview.png"))
     labels = {record.file: record.label for record in source.records()}
     assert source.classes == ("cat", "dog")
     assert labels == {"cat/1.png": "cat", "cat/deep/2.png": "cat", "dog/1.png": "dog"}
@@ -45,7 +53,7 @@ def test_sub_folders_are_classes_and_loose_images_are_refused(tmp_path):
 
 def test_domain_folders_give_domain_and_split(tmp_path):
     files = ("trainA/1.png", "trainB/2.png", "testA/3.png", "testB/3.png", "valA/4.png", "other/5.png")
-    source = FolderSource(fill(tmp_path, *files))
+    source = folder_source(fill(tmp_path, *files))
     found = {record.file: (record.domain, record.split) for record in source.records()}
     assert found == {
         "trainA/1.png": ("A", "train"),
@@ -62,10 +70,10 @@ def test_domains_without_test_folders_leave_the_split_to_the_holdout(tmp_path):
     assert {record.split for record in records.values()} == {None}
 
 
-@pytest.mark.parametrize("files", [("trainA/1.png",), ("train/c/1.png", "test/c/2.png"), ("notes.txt",), ()])
+@pytest.mark.parametrize("files", [("trainA/1.png",), ("notes.txt",), ()])
 def test_what_is_no_layout_is_named_with_the_layouts(tmp_path, files):
     with pytest.raises(ValueError, match=re.escape(LAYOUTS)) as error:
-        FolderSource(fill(tmp_path, *files))
+        folder_source(fill(tmp_path, *files))
     assert "\n" not in str(error.value)
 
 
@@ -111,7 +119,7 @@ def test_no_file_takes_the_key_that_another_was_given(tmp_path):
 
 def test_a_name_that_is_no_unicode_is_read(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
-    source = FolderSource(fill(tmp_path, name))
+    source = folder_source(fill(tmp_path, name))
     (record,) = source.records()
     assert source.read(record) == b"x" and record.key.startswith("caf_")
 
@@ -125,7 +133,7 @@ def test_links_out_fifos_and_linked_folders_are_refused_and_hidden_files_skipped
     (folder / "broken.png").symlink_to(folder / "none.png")
     (folder / "inside.png").symlink_to(folder / "a.png")
     os.mkfifo(folder / "pipe.png")
-    source = FolderSource(folder)
+    source = folder_source(folder)
     assert [record.file for record in source.records()] == ["a.png", "inside.png", "sub/c.png"]
     assert dict(source.rejects) == {
         "out.png": "link out of the folder",
@@ -134,18 +142,18 @@ def test_links_out_fifos_and_linked_folders_are_refused_and_hidden_files_skipped
         "broken.png": "not a regular file",
         "pipe.png": "not a regular file",
     }
-    assert source.fingerprint() == FolderSource(folder).fingerprint()
+    assert source.fingerprint() == folder_source(folder).fingerprint()
 
 
 def test_the_fingerprint_changes_with_name_size_and_time(tmp_path):
     folder = fill(tmp_path, "a.png", "b.txt")
-    seen = {FolderSource(folder).fingerprint()}
+    seen = {folder_source(folder).fingerprint()}
     os.utime(folder / "a.png", ns=(0, 0))
-    seen.add(FolderSource(folder).fingerprint())
+    seen.add(folder_source(folder).fingerprint())
     (folder / "b.txt").write_bytes(b"longer")
-    seen.add(FolderSource(folder).fingerprint())
+    seen.add(folder_source(folder).fingerprint())
     (folder / "a.png").rename(folder / "c.png")
-    seen.add(FolderSource(folder).fingerprint())
+    seen.add(folder_source(folder).fingerprint())
     assert len(seen) == 4
 
 
@@ -155,3 +163,69 @@ def test_the_embedded_sprites_need_no_files(tmp_path):
     image = source.read(records[0])
     assert len(records) == 20 and isinstance(image, Image.Image) and image.size == (16, 16)
     assert len(source.fingerprint()) == 64 and source.describe().startswith("sprites")
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "valid"])
+def test_train_and_test_folders_are_the_split(tmp_path, held_out):
+    files = ("train/cat/1.png", "train/dog/1.png", f"{held_out}/cat/2.png", "other/3.png", "train/4.png")
+    source = folder_source(fill(tmp_path, *files))
+    found = {(record.file, record.split, record.label) for record in source.records()}
+    assert found == {
+        ("train/cat/1.png", "train", "cat"),
+        ("train/dog/1.png", "train", "dog"),
+        (f"{held_out}/cat/2.png", "test", "cat"),
+    }
+    assert {reject.file for reject in source.rejects} == {"other/3.png", "train/4.png"}
+    assert f"train/ and {held_out}/, one folder a class, 2 classes" in source.describe()
+
+
+def test_train_and_test_folders_may_be_flat_and_val_is_left_out_beside_test(tmp_path):
+    source = folder_source(fill(tmp_path, "train/1.png", "test/2.png", "val/3.png"))
+    assert [(record.file, record.split, record.label) for record in source.records()] == [
+        ("train/1.png", "train", None),
+        ("test/2.png", "test", None),
+    ]
+    assert "ignored: val" in source.describe()
+
+
+def test_a_url_is_read_like_a_folder(tmp_path):
+    files = fill(tmp_path, "cat/1.png", "dog/1.png", "dog/.hidden.png", "notes.txt")
+    store = fsspec.filesystem("memory")
+    store.put(str(files), "/photos", recursive=True)
+    far, near = (open_source(DatasetConfig(source=where), tmp_path) for where in ("memory://photos", str(files)))
+    assert list(far.records()) == list(near.records()) and far.rejects == near.rejects
+    assert [far.read(each) for each in far.records()] == [near.read(each) for each in near.records()]
+    before = far.fingerprint()
+    store.pipe_file("/photos/cat/1.png", b"other")
+    assert open_source(DatasetConfig(source="memory://photos"), tmp_path).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("s3://user:word@bucket/x", "credentials belong into the environment"), ("nosuch://x", "nosuch")],
+)
+def test_a_url_that_cannot_be_read_is_one_line(tmp_path, url, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(DatasetConfig(source=url), tmp_path)
+    assert "\n" not in str(error.value) and "word" not in str(error.value)
+
+
+def test_an_outage_is_waited_for_and_an_answer_is_not(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.001)
+    failures = iter([ConnectionError("away")] * 3)
+
+    def flaky() -> str:
+        if error := next(failures, None):
+            raise error
+        return "here"
+
+    assert remote.retried(flaky, "s3://x") == "here"
+
+    def missing() -> None:
+        raise FileNotFoundError("no such object")
+
+    with pytest.raises(FileNotFoundError):
+        remote.retried(missing, "s3://x")
+    monkeypatch.setattr(remote, "PATIENCE", 0.01)
+    with pytest.raises(OSError, match="s3://x: out of reach"):
+        remote.retried(lambda: 1 / 0, "s3://x")

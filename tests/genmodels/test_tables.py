@@ -9,12 +9,18 @@ import pytest
 from PIL import Image
 
 from genmodels.config import DatasetConfig
+from genmodels.data.folder import FolderSource
 from genmodels.data.loader import Loader, read_split
 from genmodels.data.prepare import prepare
 from genmodels.data.shards import open_shards
-from genmodels.data.sources import FolderSource, open_source
+from genmodels.data.sources import open_source
+from genmodels.data.tree import LocalTree
 
 SHARED = Path(__file__).parents[3] / "shared/data"
+
+
+def folder_source(folder: Path, *args: object, **settings: object) -> FolderSource:
+    return FolderSource(LocalTree(folder), *args, **settings)
 
 
 def fill(folder: Path, images: list[str], **texts: str | bytes) -> Path:
@@ -37,13 +43,13 @@ def test_rows_of_one_image_are_its_captions_in_every_layout(tmp_path):
     csv = 'file,caption\nimages/a.png,a cat\na.png,"cat, red"\n\n./images/b.png,é\n'
     jsonl = '{"file_name": "a.png", "text": ["a cat", "cat, red"]}\n{"file_name": "b.png", "text": "é"}\n'
     sources = [
-        FolderSource(fill(tmp_path / "csv", images, captions__csv=b"\xef\xbb\xbf" + csv.encode())),
-        FolderSource(fill(tmp_path / "jsonl", images, captions__jsonl=jsonl)),
+        folder_source(fill(tmp_path / "csv", images, captions__csv=b"\xef\xbb\xbf" + csv.encode())),
+        folder_source(fill(tmp_path / "jsonl", images, captions__jsonl=jsonl)),
     ]
     fill(tmp_path / "txt", images)
     (tmp_path / "txt/images/a.txt").write_text("a cat\r\n\n  cat, red\n")
     (tmp_path / "txt/images/b.txt").write_text("é")
-    sources.append(FolderSource(tmp_path / "txt"))
+    sources.append(folder_source(tmp_path / "txt"))
     for source in sources:
         assert captions(source) == expected and source.rejects == () and "with 3 captions" in source.describe()
 
@@ -81,7 +87,7 @@ def test_an_image_without_a_caption_is_a_reject_and_counts_add_up(tmp_path):
 def test_a_wrong_table_is_one_line_with_file_row_and_column(tmp_path, table, parts):
     folder = fill(tmp_path, ["a.png", "b.png", "p/twin.png", "q/twin.png"], captions__csv=table)
     with pytest.raises(ValueError) as error:
-        FolderSource(folder)
+        folder_source(folder)
     message = str(error.value)
     assert message.startswith(f"{folder / 'captions.csv'} row ") and "\n" not in message and message.isprintable()
     assert all(part in message for part in parts), message
@@ -93,19 +99,19 @@ def test_a_wrong_table_is_one_line_with_file_row_and_column(tmp_path, table, par
 def test_a_wrong_json_line_is_named(tmp_path, line):
     folder = fill(tmp_path, ["a.png"], captions__jsonl='{"file": "a.png", "text": "x"}\n' + line)
     with pytest.raises(ValueError, match=r"captions\.jsonl row 2"):
-        FolderSource(folder)
+        folder_source(folder)
 
 
 def test_a_table_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
     folder = fill(tmp_path / "in", ["a.png"])
     (folder / "captions.csv").symlink_to("/etc/passwd")
     with pytest.raises(ValueError, match=r"captions\.csv: link out of the folder"):
-        FolderSource(folder)
+        folder_source(folder)
 
 
 def test_columns_of_two_values_are_attributes_and_missing_cells_rejects(tmp_path):
     csv = "image,age,Male,Young\na.png,20,1,1\nb.png,70,0,-1\nc.png,30,,1\n"
-    source = FolderSource(fill(tmp_path, ["a.png", "b.png", "c.png", "d.png"], attributes__csv=csv))
+    source = folder_source(fill(tmp_path, ["a.png", "b.png", "c.png", "d.png"], attributes__csv=csv))
     assert source.attributes == ("Male", "Young")
     assert {record.file: record.attributes for record in source.records()} == {
         "a.png": {"Male": 1, "Young": 1},
@@ -116,11 +122,11 @@ def test_columns_of_two_values_are_attributes_and_missing_cells_rejects(tmp_path
 
 def test_celebas_layout_says_the_same(tmp_path):
     text = "2\nMale Young\nmy face.png -1  1\nb.png  1 -1\n"
-    source = FolderSource(fill(tmp_path, ["images/my face.png", "images/b.png"], list_attr__txt=text))
+    source = folder_source(fill(tmp_path, ["images/my face.png", "images/b.png"], list_attr__txt=text))
     assert [record.attributes for record in source.records()] == [{"Male": 1, "Young": 0}, {"Male": 0, "Young": 1}]
     (tmp_path / "list_attr.txt").write_text(text.replace("2", "3"))
     with pytest.raises(ValueError, match=r"list_attr\.txt row 1: says 3 images, 2 follow"):
-        FolderSource(tmp_path)
+        folder_source(tmp_path)
 
 
 TONES = "file,base,tone,dark\n" + "".join(f"{b}{t}.png,{b},{t},{int(t > 1)}\n" for b in range(12) for t in range(3))
@@ -140,7 +146,7 @@ def tones(folder: Path) -> Path:
     ],
 )
 def test_attributes_are_chosen_by_column_and_by_value(tmp_path, chosen, names):
-    source = FolderSource(tones(tmp_path), attributes=chosen)
+    source = folder_source(tones(tmp_path), attributes=chosen)
     assert source.attributes == names
     for record in source.records():
         tone = int(record.file[-5])
@@ -160,18 +166,18 @@ def test_attributes_are_chosen_by_column_and_by_value(tmp_path, chosen, names):
 )
 def test_a_wrong_choice_of_columns_is_named_with_the_choices(tmp_path, settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        FolderSource(tones(tmp_path), **settings)
+        folder_source(tones(tmp_path), **settings)
 
 
 def test_columns_without_a_table_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no column 'x' in .*, which has no table \(attributes\.csv"):
-        FolderSource(fill(tmp_path, ["a.png"]), label="x")
+        folder_source(fill(tmp_path, ["a.png"]), label="x")
     with pytest.raises(ValueError, match="label names columns"):
         open_source(DatasetConfig(source="sprites", label="x"), tmp_path)
 
 
 def test_a_column_names_the_classes_instead_of_the_folders(tmp_path):
-    source = FolderSource(
+    source = folder_source(
         fill(tmp_path, ["p/a.png", "q/b.png", "c.png"], attributes__csv="file,k\na.png,x\nb.png,y\n"), label="k"
     )
     assert source.classes == ("x", "y") and source.rejects == (("c.png", "no label"),)
@@ -207,9 +213,9 @@ def test_num_images_keeps_groups_whole(tmp_path):
 def test_the_fingerprint_changes_with_a_table(tmp_path, file):
     folder = fill(tmp_path, ["a.png"])
     (folder / file).write_text("file,caption\na.png,1\n")
-    before = FolderSource(folder).fingerprint()
+    before = folder_source(folder).fingerprint()
     (folder / file).write_text("file,caption\na.png,0 \n")
-    assert FolderSource(folder).fingerprint() != before
+    assert folder_source(folder).fingerprint() != before
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent")
@@ -231,9 +237,9 @@ def test_real_folders_bring_what_their_tables_say(tmp_path, name, settings, keys
 def test_two_rows_of_one_image_must_agree(tmp_path):
     folder = fill(tmp_path, ["a.png"], attributes__csv="file,k\na.png,1\na.png,1\n")
     with pytest.raises(ValueError, match=r"attributes\.csv row 3: 'a\.png' stands in row 2 already"):
-        FolderSource(folder)
+        folder_source(folder)
     (folder / "attributes.csv").unlink()
     (folder / "captions.csv").write_text("file,caption,k\na.png,one,x\na.png,two,y\n")
-    assert len(list(FolderSource(folder).records())) == 1
+    assert len(list(folder_source(folder).records())) == 1
     with pytest.raises(ValueError, match=r"captions\.csv row 3, column k: 'y', but row 2 says 'x'"):
-        FolderSource(folder, label="k")
+        folder_source(folder, label="k")
