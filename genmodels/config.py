@@ -67,7 +67,11 @@ class DatasetConfig(Strict):
     channels: Literal[1, 2, 3] = Field(
         default_factory=lambda values: 2 if values.get("source") == "ring" else 3, description="3: RGB, 1: gray"
     )
-    fit: Literal["crop", "pad"] = Field("crop", description="how other aspect ratios become square")
+    fit: Literal["crop", "random_crop", "pad"] = Field(
+        "crop", description="how other aspect ratios become square; random_crop: a place that the file's name decides"
+    )
+    resampling: Literal["lanczos", "area"] = Field("lanczos", description="how images become smaller, both antialiased")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="what becomes of images of equal bytes")
     background: tuple[int, int, int] = Field((255, 255, 255), description="ground under transparency and padding")
     pyramid: bool = Field(True, description="write every halving of the size down to 4 too (growing models)")
     encoding: Literal["raw", "png", "jpg", "webp"] = Field("raw", description="raw: fastest; the others: smaller")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -70,7 +71,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except (ValueError, UserError) as error:
+        except (ValueError, UserError, OSError) as error:
+            if isinstance(error, OSError) and not _outside(error):
+                raise
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -78,6 +81,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise SystemExit(130) from None
 
     return wrapper
+
+
+def _outside(error: OSError) -> bool:
+    """Whether the fault is a full disk or a store that is away, which the message explains."""
+    from genmodels.data.remote import Outage
+
+    return isinstance(error, Outage) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):

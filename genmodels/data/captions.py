@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,9 +21,8 @@ def words(caption: str) -> list[str]:
     return WORD.findall(caption.lower())
 
 
-def build_vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
-    """The most frequent words first, equally frequent ones by alphabet; at most MAX_VOCABULARY."""
-    counts = Counter(word for caption in captions for word in words(caption))
+def build_vocabulary(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The most frequent of the counted words first, equally frequent ones by alphabet; at most MAX_VOCABULARY."""
     return tuple(sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY])
 
 

@@ -8,9 +8,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from genmodels.config import DatasetConfig
 from genmodels.data.fields import Box, Record, Reject, Source
 from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
 from genmodels.data.key_patches import key_patches
+from genmodels.data.remote import Outage
 from genmodels.data.shards import Packed, pack
+from genmodels.data.splits import fraction, hashed
 
 IMAGES_PER_PROCESS = 4000  # fewer are not worth the start of another process (seconds)
 CHUNK = 32  # images a task
@@ -73,6 +75,8 @@ class Decoder:
     def _read(self, record: Record) -> Data:
         try:
             return self.source.read(record)
+        except Outage:
+            raise
         except OSError as error:
             raise Rejected(f"cannot be read ({error.strerror})") from error
 
@@ -80,8 +84,9 @@ class Decoder:
         if isinstance(data, np.ndarray):  # values are samples as they are
             return self._packed(record, quantized(data), data.tobytes(), data.shape[1], data.shape[0], record.parts)
         image = load(data, self.config)
-        parts = tuple(fit_box(box, image.width, image.height, self.config) for box in record.parts)
-        pixels = fit(image, self.config)
+        place = fraction(hashed(record.key).hex()) if self.config.fit == "random_crop" else 0.5
+        parts = tuple(fit_box(box, image.width, image.height, self.config, place) for box in record.parts)
+        pixels = fit(image, self.config, place)
         if self.config.num_parts:
             parts = key_patches(pixels, self.config.num_parts)
         content = data if isinstance(data, bytes) else image.tobytes()
@@ -115,27 +120,56 @@ class Decoder:
         return {key: value for key, value in about.items() if value not in (None, ())}
 
 
-def decode_all(decoder: Decoder, records: list[Record], num_processes: int | None) -> Iterator[Sample | Reject]:
+class Pool(Protocol):
+    """Processes that decode: of this machine, or of a cluster."""
+
+    size: int  # processes
+
+    def submit(self, records: list[Record]) -> Callable[[], list[Sample | Reject]]:
+        """Begins a task; calling what it returns waits for its result."""
+
+    def close(self) -> None:
+        """Ends the processes; tasks under way are dropped."""
+
+
+def decode_all(
+    decoder: Decoder, records: list[Record], num_processes: int | None, pool: Pool | None = None
+) -> Iterator[Sample | Reject]:
     """Results in the order of the records. A bounded number of tasks is under way, so memory stays flat."""
     num_processes = num_processes or min(len(os.sched_getaffinity(0)), 1 + len(records) // IMAGES_PER_PROCESS)
-    if num_processes == 1:
+    if num_processes == 1 and not pool:
         yield from map(decoder, records)
         return
     size = max(1, min(CHUNK, CHUNK_BYTES // (decoder.config.image_size**2 * decoder.config.channels)))
     chunks = (records[start : start + size] for start in range(0, len(records), size))
-    # Not fork: the caller may run threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(decoder,))
-    pending: deque[Future[list[Sample | Reject]]] = deque()
+    pool = pool or LocalPool(decoder, num_processes)
+    pending: deque[Callable[[], list[Sample | Reject]]] = deque()
     try:
         for chunk in chunks:
-            pending.append(pool.submit(_decode_chunk, chunk))
-            if len(pending) > 2 * num_processes:
-                yield from pending.popleft().result()
+            pending.append(pool.submit(chunk))
+            if len(pending) > 2 * pool.size:
+                yield from pending.popleft()()
         while pending:
-            yield from pending.popleft().result()
+            yield from pending.popleft()()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
+
+
+class LocalPool:
+    """Processes of this machine, started afresh: the caller may run threads, which a fork would not survive."""
+
+    def __init__(self, decoder: Decoder, size: int):
+        self.size = size
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(size, context, initializer=_start_worker, initargs=(decoder,))
+
+    def submit(self, records: list[Record]) -> Callable[[], list[Sample | Reject]]:
+        """Begins to decode `records`."""
+        return self._pool.submit(_decode_chunk, records).result
+
+    def close(self) -> None:
+        """Waits for the tasks that run, drops the others."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker_decoder: Decoder | None = None  # in a worker process: what its tasks call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from genmodels.data.fields import Box
 
 # Nothing else is tried: Pillow would hand EPS to Ghostscript, whatever the file is called.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX}
 SMALLEST = 4  # pixels; where the pyramid ends
 
 Pixels = NDArray[np.uint8]
@@ -121,35 +123,37 @@ def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def fit(image: Image.Image, config: DatasetConfig) -> Pixels:
-    """RGB image -> uint8 [S, S, C]: the centre square, or the whole on a padded ground; Lanczos, gray if C = 1."""
-    side = config.image_size
-    left, top, width, height = _frame(image.width, image.height, config.fit)
-    if config.fit == "crop":
-        centre = image.crop((left, top, left + width, top + height))
-        square = centre.resize((side, side), Image.Resampling.LANCZOS)
-    else:
+def fit(image: Image.Image, config: DatasetConfig, place: float = 0.5) -> Pixels:
+    """RGB image -> uint8 [S, S, C]: a square of it, or the whole on a padded ground; gray if C = 1.
+
+    `place` in [0, 1]: which square along the longer side, 0.5 the centre.
+    """
+    side, smaller = config.image_size, RESAMPLING[config.resampling]
+    left, top, width, height = _frame(image.width, image.height, config.fit, place)
+    if config.fit == "pad":
         scaled = (max(1, round(side * image.width / width)), max(1, round(side * image.height / height)))
         square = Image.new("RGB", (side, side), config.background)
         corner = ((side - scaled[0]) // 2, (side - scaled[1]) // 2)
-        square.paste(image.resize(scaled, Image.Resampling.LANCZOS), corner)
+        square.paste(image.resize(scaled, smaller), corner)
+    else:
+        square = image.crop((left, top, left + width, top + height)).resize((side, side), smaller)
     pixels = np.array(square if config.channels == 3 else square.convert("L"))
     return pixels.reshape(side, side, config.channels)
 
 
-def fit_box(box: Box, width: int, height: int, config: DatasetConfig) -> Box:
+def fit_box(box: Box, width: int, height: int, config: DatasetConfig, place: float = 0.5) -> Box:
     """A box of the original image, as fractions of the squared one's sides; what is cut off is clipped."""
-    left, top, frame_width, frame_height = _frame(width, height, config.fit)
+    left, top, frame_width, frame_height = _frame(width, height, config.fit, place)
     across = [(edge * width - left) / frame_width for edge in box[::2]]
     down = [(edge * height - top) / frame_height for edge in box[1::2]]
     clipped = [min(max(edge, 0.0), 1.0) for edge in (across[0], down[0], across[1], down[1])]
     return clipped[0], clipped[1], clipped[2], clipped[3]
 
 
-def _frame(width: int, height: int, fit: str) -> tuple[int, int, int, int]:
+def _frame(width: int, height: int, fit: str, place: float = 0.5) -> tuple[int, int, int, int]:
     """Left, top, width, height (pixels of the original) of the square that becomes the sample."""
-    side = min(width, height) if fit == "crop" else max(width, height)
-    return (width - side) // 2, (height - side) // 2, side, side
+    side = max(width, height) if fit == "pad" else min(width, height)
+    return math.floor(place * (width - side)), math.floor(place * (height - side)), side, side
 
 
 def is_upscaled(width: int, height: int, config: DatasetConfig) -> bool:

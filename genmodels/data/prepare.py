@@ -8,64 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from genmodels.config import DatasetConfig
-from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
-from genmodels.data.decode import Decoder, Sample, decode_all
+from genmodels.data.decode import Decoder, Pool, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
 from genmodels.data.folder import NOT_AN_IMAGE_FILE, printable
-from genmodels.data.images import is_upscaled, pyramid_sizes
-from genmodels.data.shards import (
-    DATASET_FILE,
-    FORMAT,
-    INDEX_SCHEMA,
-    MANIFEST_FILE,
-    REJECTS_FILE,
-    Manifest,
-    ShardWriter,
-    TableFile,
-    data_digest,
-    index_name,
-    open_shards,
-)
+from genmodels.data.images import pyramid_sizes
+from genmodels.data.journal import JOURNAL, Journal
+from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, ShardWriter, data_digest, open_shards
 from genmodels.data.sources import open_source
-from genmodels.data.splits import assign_splits, hashed, joined_groups, split_groups
+from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
-from genmodels.files import sha256_file, write_json
+from genmodels.data.summary import Totals, write_tables
+from genmodels.files import write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("file", pa.string()),  # path in the source
-        ("sha256", pa.string()),  # of the file; of the pixels, where they were rendered
-        ("bytes", pa.int64()),
-        ("width", pa.int32()),  # of the original, upright
-        ("height", pa.int32()),
-        ("split", pa.string()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("label", pa.int64()),  # index of the class
-        ("class", pa.string()),
-        ("domain", pa.string()),
-        ("attributes", pa.list_(pa.uint8())),  # in the order of the DataSpec
-        ("parts", pa.list_(pa.list_(pa.float32(), 4))),  # left, top, right, bottom: fractions of the squared image
-        ("captions", pa.list_(pa.string())),
-        ("group", pa.int64()),  # number of the value of the column that split the images
-    ]
-)
-REJECTS_SCHEMA = pa.schema([("file", pa.string()), ("reason", pa.string())])
+SPLITS = ("train", "test")
+SAVE_EVERY = 5.0  # seconds: what a killed preparation repeats at most
+COPY = "copy of another image"
 
 
 def prepare(
@@ -75,12 +43,15 @@ def prepare(
     root: Path,
     num_processes: int | None = None,
     progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> DataSpec:
     """Makes the folder `out` of the source that `config` names; returns at once where nothing has changed.
 
-    `root` is where relative sources start. `num_processes` None: as many as the machine and the source are worth.
-    What `out` held before stays until the new data set is complete. ValueError when no image is usable, or more than
-    `config.max_reject_fraction` are not; OSError names path and bytes needed when the disk is full.
+    `root` is where relative sources start. `num_processes` None: as many as the machine and the source are worth;
+    a `pool` decodes in their place. What `out` held before stays until the new data set is complete; a run that was
+    killed goes on where it saved last, unless source or configuration have changed. ValueError when no image is
+    usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the disk is
+    full.
     """
     out = Path(out).absolute()
     source = open_source(config, Path(root))
@@ -89,7 +60,8 @@ def prepare(
         return found
     records = _chosen(source, config)
     with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
-        return _Preparation(name, config, source, records, fingerprint).run(folder, num_processes, progress)
+        preparation = _Preparation(folder, name, config, source, records, fingerprint)
+        return preparation.run(num_processes, progress or (lambda done, total: None), pool)
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
@@ -110,13 +82,13 @@ def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
     """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash."""
-    records = list(source.records())
-    by_hash = {hashed(record.key): record for record in records}
-    assert len(by_hash) == len(records), "a source repeats a key"
-    order = sorted(by_hash)
-    if source.groups:
-        order.sort(key=lambda digest: hashed(by_hash[digest].group or ""))
-    chosen = sorted((by_hash[digest] for digest in sorted(order[: config.num_images])), key=lambda r: r.domain or "")
+    records = sorted(source.records(), key=lambda record: hashed(record.key))
+    assert all(one.key != other.key for one, other in pairwise(records)), "a source repeats a key"
+    if config.num_images:
+        if source.groups:
+            records.sort(key=lambda record: hashed(record.group or ""))
+        records = sorted(records[: config.num_images], key=lambda record: hashed(record.key))
+    chosen = sorted(records, key=lambda record: record.domain or "")
     return split_groups(chosen, joined_groups(source, chosen), config.holdout) if source.groups else chosen
 
 
@@ -127,69 +99,86 @@ def _num_bytes(config: DatasetConfig, num_records: int) -> int:
 
 
 class _Preparation:
-    """One run of `prepare`: decoded samples go into shards, their descriptions into tables."""
+    """One run of `prepare`: decoded samples go into shards, their descriptions into a journal, at last into tables."""
 
-    def __init__(self, name: str, config: DatasetConfig, source: Source, records: list[Record], fingerprint: str):
-        self.name, self.config, self.source, self.records = name, config, source, records
+    def __init__(
+        self, folder: Path, name: str, config: DatasetConfig, source: Source, records: list[Record], fingerprint: str
+    ):
+        self.folder, self.name, self.config, self.source, self.records = folder, name, config, source, records
         self.fingerprint = fingerprint
         self.decoder = Decoder(source, config, len(records[0].parts) if records else 0)
-        self.rejects = list(source.rejects)
-        self.rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+        self.writers = {split: ShardWriter(folder, split, config.shard_size) for split in SPLITS}
+        self.seen: set[str] = set()  # hashes, where copies are dropped
 
-    def run(self, folder: Path, num_processes: int | None, progress: Progress | None) -> DataSpec:
-        """Writes everything into `folder`, dataset.json last."""
+    def run(self, num_processes: int | None, progress: Progress, pool: Pool | None) -> DataSpec:
+        """Writes everything into the folder, dataset.json last."""
         with ExitStack() as stack:
-            writers = {split: ShardWriter(folder, split, self.config.shard_size) for split in ("train", "test")}
-            for writer in writers.values():
+            self.journal = Journal(self.folder, self.fingerprint)
+            stack.callback(self.journal.close)
+            for writer in self.writers.values():
                 stack.callback(writer.abort)
-            for split, sample in self._samples(num_processes, progress):
-                shard, row = writers[split].add(sample.record.key, sample.packed)
-                self.rows[split].append(self._row(sample, split, shard, row))
-            self._check_rejects()
-            for writer in writers.values():
+            done, splitter = self._restore()
+            self._remove_rubble()
+            for split, sample in self._samples(done, splitter, num_processes, progress, pool):
+                shard, row, places = self.writers[split].add(sample.packed)
+                self.journal.accept(self._row(sample, split, shard, row), places)
+            for writer in self.writers.values():
                 writer.close()
-        shards = tuple(sorted(shard for writer in writers.values() for shard in writer.shards))
-        spec = self._spec()
-        spec = replace(spec, digest=data_digest(spec, self.config.encoding, shards))
-        manifest = Manifest(
-            folder=folder,
-            spec=spec,
-            encoding=self.config.encoding,
-            source=self.source.describe(),
-            fingerprint=self.fingerprint,
-            counts=self._counts(),
-            shards=shards,
-            tables=self._write_tables(folder, list(writers.values())),
-        )
-        write_json(folder / DATASET_FILE, manifest.to_json())
-        return spec
+            return self._finish()
 
-    def _write_tables(self, folder: Path, writers: list[ShardWriter]) -> tuple[TableFile, ...]:
-        rejects = [{"file": printable(reject.file), "reason": reject.reason} for reject in self.rejects]
-        tables = [
-            _write_table(folder / MANIFEST_FILE, self.rows["train"] + self.rows["test"], MANIFEST_SCHEMA),
-            _write_table(folder / REJECTS_FILE, rejects, REJECTS_SCHEMA),
-        ]
-        for size in pyramid_sizes(self.config.image_size, self.config.pyramid):
-            rows = [row for writer in writers for row in writer.index.get(size, [])]
-            index = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in rows]
-            tables.append(_write_table(folder / index_name(size), index, INDEX_SCHEMA))
-        return tuple(tables)
+    def _restore(self) -> tuple[int, Splitter]:
+        """How many records a killed run has dealt with, and its splitter; writers go on where it saved them."""
+        mark = self.journal.mark
+        if not mark:
+            return 0, Splitter(self.config.holdout)
+        for split, state in mark["writers"].items():
+            self.writers[split].restore(state)
+        if self.config.duplicates == "drop":
+            self.seen = {f"{row['domain']}{row['sha256']}" for row, _ in self.journal.accepted()}
+        return mark["done"], Splitter(self.config.holdout, mark["mixed"])
 
-    def _samples(self, num_processes: int | None, progress: Progress | None) -> Iterator[tuple[str, Sample]]:
-        """Every usable sample with its split; the others are noted as rejects."""
-        accepted = self._accepted(decode_all(self.decoder, self.records, num_processes), progress)
-        for _, samples in groupby(accepted, key=lambda sample: sample.record.domain):
-            yield from assign_splits(samples, self.config.holdout)
+    def _save(self, done: int, splitter: Splitter) -> None:
+        writers = {split: writer.state() for split, writer in self.writers.items()}
+        self.journal.save({"done": done, "mixed": splitter.mixed, "writers": writers})
 
-    def _accepted(self, decoded: Iterable[Sample | Reject], progress: Progress | None) -> Iterator[Sample]:
-        for done, result in enumerate(decoded, 1):
-            if progress:
-                progress(done, len(self.records))
-            if isinstance(result, Sample):
-                yield result
-            else:
-                self.rejects.append(result)
+    def _remove_rubble(self) -> None:
+        """Removes what a killed run wrote after it saved last."""
+        kept = {JOURNAL, *(name for writer in self.writers.values() for name in writer.files)}
+        for file in self.folder.iterdir():
+            if file.name not in kept:
+                file.unlink()
+
+    def _samples(
+        self, first: int, splitter: Splitter, num_processes: int | None, progress: Progress, pool: Pool | None
+    ) -> Iterator[tuple[str, Sample]]:
+        """Every usable sample with its split, domain by domain; the others are noted as rejects."""
+        domain = self.records[first - 1].domain if first else None
+        saved = time.monotonic()
+        decoded = decode_all(self.decoder, self.records[first:], num_processes, pool)
+        for done, result in enumerate(decoded, first + 1):
+            if (record := self.records[done - 1]).domain != domain:
+                yield from splitter.end()
+                splitter, domain = Splitter(self.config.holdout), record.domain
+            if reject := self._refused(result):
+                self.journal.reject(reject)
+            elif isinstance(result, Sample):
+                yield from splitter.add(result)
+            if splitter.held is None and time.monotonic() - saved > SAVE_EVERY:
+                self._save(done, splitter)
+                saved = time.monotonic()
+            progress(done, len(self.records))
+        yield from splitter.end()
+
+    def _refused(self, result: Sample | Reject) -> Reject | None:
+        """Why a result is left out: it could not be decoded, or is a copy where those are dropped."""
+        if isinstance(result, Reject):
+            return result
+        if self.config.duplicates == "drop":
+            content = f"{result.record.domain}{result.sha256}"
+            if content in self.seen:
+                return Reject(result.record.file, COPY)
+            self.seen.add(content)
+        return None
 
     def _row(self, sample: Sample, split: str, shard: int, row: int) -> dict[str, Any]:
         record = sample.record
@@ -212,10 +201,36 @@ class _Preparation:
             "group": self.decoder.group(record),
         }
 
-    def _check_rejects(self) -> None:
-        """ValueError when too little of the source is usable. Files that are no images do not count."""
-        reasons = Counter(reject.reason for reject in self.rejects if reject.reason != NOT_AN_IMAGE_FILE)
-        rejected, accepted = reasons.total(), sum(map(len, self.rows.values()))
+    def _finish(self) -> DataSpec:
+        """Tables and dataset.json."""
+        reasons = Counter(reject.reason for reject in self._rejects())
+        totals, tables = write_tables(self.folder, self.journal, self._rejects(), self.config)
+        self._check_rejects(reasons, totals.num.total())
+        shards = tuple(sorted(shard for writer in self.writers.values() for shard in writer.shards))
+        spec = self._spec(totals)
+        spec = replace(spec, digest=data_digest(spec, self.config.encoding, shards))
+        manifest = Manifest(
+            folder=self.folder,
+            spec=spec,
+            encoding=self.config.encoding,
+            source=self.source.describe(),
+            fingerprint=self.fingerprint,
+            counts=_counts(totals, reasons),
+            shards=shards,
+            tables=tables,
+        )
+        write_json(self.folder / DATASET_FILE, manifest.to_json())
+        self.journal.remove()
+        return spec
+
+    def _rejects(self) -> Iterator[Reject]:
+        yield from self.source.rejects
+        yield from self.journal.rejects()
+
+    def _check_rejects(self, reasons: Counter[str], accepted: int) -> None:
+        """ValueError when too little of the source is usable. Files that are no images, and copies, do not count."""
+        reasons = Counter({reason: num for reason, num in reasons.items() if reason not in (NOT_AN_IMAGE_FILE, COPY)})
+        rejected = reasons.total()
         worst = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
         if not accepted:
             raise ValueError(f"data set {self.name!r}: no usable image in {self.config.source!r} ({worst})")
@@ -225,48 +240,30 @@ class _Preparation:
                 f"max_reject_fraction is {self.config.max_reject_fraction} ({worst})"
             )
 
-    def _counts(self) -> dict[str, Any]:
-        """What was found = accepted + rejected; of the samples: copies of others, and those enlarged."""
-        rows = self.rows["train"] + self.rows["test"]
-        reasons = Counter(reject.reason for reject in self.rejects)
-        return {
-            "found": len(rows) + len(self.rejects),
-            "accepted": len(rows),
-            "rejected": len(self.rejects),
-            "rejects": dict(sorted(reasons.items())),
-            "duplicates": len(rows) - len({row["sha256"] for row in rows}),
-            "upscaled": sum(is_upscaled(row["width"], row["height"], self.config) for row in rows),
-        }
-
-    def _spec(self) -> DataSpec:
-        rows = self.rows["train"] + self.rows["test"]
+    def _spec(self, totals: Totals) -> DataSpec:
         return DataSpec(
             name=self.name,
             channels=self.config.channels,
             image_size=self.config.image_size,
             sizes=pyramid_sizes(self.config.image_size, self.config.pyramid),
-            num_train=len(self.rows["train"]),
-            num_test=len(self.rows["test"]),
+            num_train=totals.num["train"],
+            num_test=totals.num["test"],
             classes=self.decoder.classes,
             attributes=tuple(self.source.attributes),
             domains=tuple(self.source.domains),
             num_parts=self.decoder.num_parts,
             group=(self.config.split_by or "") if self.source.groups else "",
-            **self._caption_facts(rows),
+            **totals.captions(),
         )
 
-    def _caption_facts(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Vocabulary and sizes of the captions, where every image has one."""
-        if not all(row["captions"] for row in rows):
-            return {}
-        captions = [caption for row in self.rows["train"] for caption in row["captions"]]
-        return {
-            "vocabulary": build_vocabulary(captions),
-            "num_captions": max(len(row["captions"]) for row in rows),
-            "num_words": min(MAX_WORDS, max(len(words(caption)) for caption in captions)),
-        }
 
-
-def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> TableFile:
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return TableFile(path.name, path.stat().st_size, sha256_file(path))
+def _counts(totals: Totals, reasons: Counter[str]) -> dict[str, Any]:
+    """What was found = accepted + rejected; of the samples: copies of others, and those enlarged."""
+    return {
+        "found": totals.num.total() + reasons.total(),
+        "accepted": totals.num.total(),
+        "rejected": reasons.total(),
+        "rejects": dict(sorted(reasons.items())),
+        "duplicates": totals.num_duplicates,
+        "upscaled": totals.num_upscaled,
+    }

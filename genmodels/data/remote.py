@@ -13,6 +13,11 @@ PATIENCE = 300.0  # seconds of outage that are waited for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries; doubled after each
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # a store that answers
 
+
+class Outage(OSError):
+    """A store was out of reach for longer than is waited for; nothing is wrong with what it holds."""
+
+
 _lock = threading.Lock()
 _filesystems: dict[str, Any] = {}
 
@@ -48,7 +53,7 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 def retried(action: Callable[[], T], what: str) -> T:
-    """`action()`, tried again while the store is away, for PATIENCE seconds; then OSError names `what`.
+    """`action()`, tried again while the store is away, for PATIENCE seconds; then Outage names `what`.
 
     What the store itself answers (no such object, no permission) is raised at once.
     """
@@ -60,6 +65,6 @@ def retried(action: Callable[[], T], what: str) -> T:
             raise
         except Exception as error:  # connection libraries raise kinds of their own
             if time.monotonic() + pause > end:
-                raise OSError(0, f"{what}: out of reach for {PATIENCE:.0f} s ({error})") from error
+                raise Outage(f"{what}: out of reach for {PATIENCE:.0f} s ({error})") from error
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)

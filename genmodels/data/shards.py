@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -223,21 +224,18 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str, shard_size: int):
         self.folder, self.split, self.shard_size = folder, split, shard_size
         self.shards: list[ShardFile] = []
-        self.index: dict[int, list[tuple[str, int, int, str, int, int]]] = {}  # by size: INDEX_SCHEMA's rows
         self.num_samples = 0
         self._tars: dict[int, _Tar] = {}
 
-    def add(self, key: str, packed: dict[int, Packed]) -> tuple[int, int]:
-        """Appends one sample, at every size; returns its shard and row."""
+    def add(self, packed: dict[int, Packed]) -> tuple[int, int, dict[int, tuple[int, int]]]:
+        """Appends one sample, at every size; returns its shard, its row, and by size its payload's place."""
         shard, row = divmod(self.num_samples, self.shard_size)
         if row == 0:
             self.close()
             self._tars = {size: _Tar(self.folder / shard_name(self.split, size, shard)) for size in packed}
-        for size, sample in packed.items():
-            start = self._tars[size].append(sample.blob)
-            self.index.setdefault(size, []).append((self.split, shard, row, key, start + sample.offset, sample.length))
+        starts = {size: self._tars[size].append(sample.blob) for size, sample in packed.items()}
         self.num_samples += 1
-        return shard, row
+        return shard, row, {size: (start + packed[size].offset, packed[size].length) for size, start in starts.items()}
 
     def close(self) -> None:
         """Ends the shards that are open."""
@@ -247,20 +245,43 @@ class ShardWriter:
             self.shards.append(ShardFile(tar.path.name, self.split, size, num, num_bytes, sha256))
         self._tars = {}
 
+    def state(self) -> dict[str, Any]:
+        """Where this writer is, all of it durable on disk."""
+        return {
+            "num_samples": self.num_samples,
+            "shards": self.shards,
+            "open": {size: tar.sync() for size, tar in self._tars.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` returned: what was written since is cut off."""
+        self.num_samples, self.shards = state["num_samples"], [ShardFile(*shard) for shard in state["shards"]]
+        shard = (self.num_samples - 1) // self.shard_size
+        for size, num_bytes in state["open"].items():
+            self._tars[int(size)] = _Tar(self.folder / shard_name(self.split, int(size), shard), num_bytes)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the shards written so far, ended or open."""
+        return [shard.name for shard in self.shards] + [tar.path.name for tar in self._tars.values()]
+
     def abort(self) -> None:
-        """Lets go of open files; what they hold is of no use."""
+        """Lets go of open files."""
         for tar in self._tars.values():
             tar.file.close()
         self._tars = {}
 
 
 class _Tar:
-    """A tar in the making: its bytes go to disk and into the hash once."""
+    """A tar in the making: its bytes go to disk and into the hash once. Goes on after its first `bytes`."""
 
-    def __init__(self, path: Path):
-        self.path, self.bytes = path, 0
-        self.file: BinaryIO = path.open("wb")
+    def __init__(self, path: Path, num_bytes: int = 0):
+        self.path, self.bytes = path, num_bytes
+        self.file: BinaryIO = path.open("r+b" if num_bytes else "wb")
+        self.file.truncate(num_bytes)
         self._hash = hashlib.sha256()
+        while piece := self.file.read(1 << 20) if num_bytes else b"":
+            self._hash.update(piece)
 
     def append(self, blob: bytes) -> int:
         """Writes `blob`; returns where it starts."""
@@ -270,9 +291,16 @@ class _Tar:
         self.bytes += len(blob)
         return start
 
+    def sync(self) -> int:
+        """Makes what was written durable; returns its length."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.bytes
+
     def close(self) -> tuple[int, str]:
         """Ends the archive; returns its length and sha256."""
         end = self.bytes + 2 * BLOCK
         self.append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        self.sync()
         self.file.close()
         return self.bytes, self._hash.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from genmodels.data.decode import Sample
 from genmodels.data.fields import Record, Source
+
+if TYPE_CHECKING:
+    from genmodels.data.decode import Sample
 
 
 def joined_groups(source: Source, records: list[Record]) -> dict[str, str]:
@@ -47,31 +49,37 @@ def hashed(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def assign_splits(samples: Iterable[Sample], holdout: float) -> Iterator[tuple[str, Sample]]:
-    """(split, sample): the split that its record names, else test when the content's hash falls below `holdout`.
+class Splitter:
+    """Gives each sample the split that its record names, else test when the content's hash falls below `holdout`.
 
     So a sample keeps its split when others are added, and copies of one image share theirs. Where all hashes fall on
     one side, the sample nearest to the other side goes there: with holdout > 0, two images are one of each. For that
-    one sample is held back until both sides are known.
+    one sample is held back until both sides are known (`mixed`).
     """
-    held: Sample | None = None  # of the only side so far, the sample nearest to the other
-    only, several, mixed = "train", False, False
-    for sample in samples:
-        side = sample.record.split or ("test" if fraction(sample.sha256) < holdout else "train")
-        if mixed or sample.record.split or not holdout:
-            yield side, sample
-        elif held is None:
-            held, only = sample, side
-        elif side == only:
-            held, released = sorted((held, sample), key=lambda each: fraction(each.sha256), reverse=only == "test")
-            several = True
-            yield only, released
-        else:
-            yield only, held
-            yield side, sample
-            held, mixed = None, True
-    if held is not None:
-        yield "test" if several and only == "train" else "train", held
+
+    def __init__(self, holdout: float, mixed: bool = False):
+        self.holdout, self.mixed = holdout, mixed
+        self.held: Sample | None = None  # of the only side so far, the sample nearest to the other
+        self._only, self._several = "train", False
+
+    def add(self, sample: Sample) -> list[tuple[str, Sample]]:
+        """The samples whose (split, sample) is known now."""
+        side = sample.record.split or ("test" if fraction(sample.sha256) < self.holdout else "train")
+        if self.mixed or sample.record.split or not self.holdout:
+            return [(side, sample)]
+        if self.held is None:
+            self.held, self._only = sample, side
+            return []
+        if side == self._only:
+            pair = sorted((self.held, sample), key=lambda each: fraction(each.sha256), reverse=side == "test")
+            self.held, self._several = pair[0], True
+            return [(side, pair[1])]
+        released, self.held, self.mixed = self.held, None, True
+        return [(self._only, released), (side, sample)]
+
+    def end(self) -> list[tuple[str, Sample]]:
+        """The sample that is still held back."""
+        return [("test" if self._several and self._only == "train" else "train", self.held)] if self.held else []
 
 
 def fraction(digest: str) -> float:

@@ -10,17 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from genmodels.data.remote import Outage
+
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A sibling folder to write into, swapped with `out` at the end; removed when something fails."""
+    """A sibling folder to write into, swapped with `out` at the end; removed when something fails.
+
+    What a killed or interrupted run left in it, or one that lost its store, is there for the next to go on with.
+    """
     folder, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
     with _locked(folder):
         if replaced.exists() and not out.exists():  # an earlier run was killed between its two renames
             replaced.rename(out)
         try:
             yield folder
-        except BaseException:
+        except Outage:
+            raise
+        except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
@@ -32,14 +39,12 @@ def staging(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """An empty folder that one process owns; the lock ends with the process, however that ends."""
+    """A folder that one process owns; the lock ends with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if not _owns(descriptor, folder):
             raise ValueError(f"{folder} is in use: another process prepares this data set")
-        for left in folder.iterdir():  # by a killed run
-            left.unlink()
         yield
     finally:
         os.close(descriptor)

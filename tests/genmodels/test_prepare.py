@@ -24,7 +24,7 @@ from genmodels.data.fields import Record
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, paired_ids, verify
 from genmodels.data.shards import open_shards
-from genmodels.data.splits import assign_splits
+from genmodels.data.splits import Splitter
 
 
 def picture(seed: int, size=(12, 12)) -> bytes:
@@ -113,6 +113,11 @@ def sample(sha: str, split: str | None = None) -> Sample:
 
 def numbers(fractions: list[float]) -> list[Sample]:
     return [sample(f"{int(fraction * 2**32):08x}" + "0" * 56) for fraction in fractions]
+
+
+def assign_splits(samples: list[Sample], holdout: float) -> list[tuple[str, Sample]]:
+    splitter = Splitter(holdout)
+    return [each for sample in samples for each in splitter.add(sample)] + splitter.end()
 
 
 @pytest.mark.parametrize("holdout", [0.01, 0.5, 0.99])
@@ -220,6 +225,76 @@ def test_a_killed_run_keeps_the_old_data_and_blocks_nobody(source, tmp_path):
     assert prepare("toy", config(source, image_size=16), out, tmp_path, 1).image_size == 16
     assert [path.name for path in tmp_path.glob("*out*")] == ["out"]
     verify(out)
+
+
+KILLED = """
+    import os, signal
+    from pathlib import Path
+    from genmodels.config import DatasetConfig
+    from genmodels.data import prepare
+    prepare.SAVE_EVERY = 0.0
+    config = DatasetConfig(source={source!r}, image_size=8, shard_size=5, holdout=0.25, duplicates="drop")
+    kill = lambda done, total: done == {after} and os.kill(os.getpid(), signal.SIGKILL)
+    prepare.prepare("toy", config, Path({out!r}), Path("/"), {num_processes}, kill)
+"""
+
+
+def killed_run(source: Path, out: Path, after: int, num_processes: int = 1) -> None:
+    program = KILLED.format(source=str(source), out=str(out), after=after, num_processes=num_processes)
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=600)
+    assert killed.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("layout", "after"), [("classes", 9), ("classes", 26), ("domains", 17)])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(source, tmp_path, layout, after):
+    write(source, {"b/copy.png": picture(3), "b/broken.png": picture(5)[:60]})
+    if layout == "domains":
+        (source / "a").rename(source / "trainA"), (source / "b").rename(source / "trainB")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    prepare("toy", config(source, duplicates="drop"), whole, tmp_path, 1)
+    killed_run(source, out, after)
+    seen: list[int] = []
+    prepare("toy", config(source, duplicates="drop"), out, tmp_path, 1, lambda done, total: seen.append(done))
+    assert contents(out) == contents(whole)
+    assert min(seen, default=27) in (after, after + 1)  # the image of the kill itself may come again
+    verify(out)
+
+
+def test_a_killed_run_of_several_processes_goes_on(source, tmp_path):
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "whole", tmp_path, 1)
+    killed_run(source, tmp_path / "out", 12, num_processes=2)
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "out", tmp_path, 2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_run_left_of_another_source_is_not_used(source, tmp_path):
+    killed_run(source, tmp_path / "out", 20)
+    (source / "a/00.png").write_bytes(picture(99))
+    seen: list[int] = []
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "out", tmp_path, 1, lambda done, _: seen.append(done))
+    assert seen[0] == 1
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "whole", tmp_path, 1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200])
+def test_a_journal_cut_off_in_a_power_failure_goes_on_from_an_earlier_mark(source, tmp_path, cut):
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "whole", tmp_path, 1)
+    killed_run(source, tmp_path / "out", 20)
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    prepare("toy", config(source, duplicates="drop"), tmp_path / "out", tmp_path, 1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_copies_are_counted_and_dropped_by_choice(source, tmp_path):
+    write(source, {"a/copy1.png": picture(3), "b/copy2.png": picture(3), "b/notes.txt": b"x"})
+    for choice, accepted, duplicates in (("keep", 26, 2), ("drop", 24, 0)):
+        prepare("toy", config(source, duplicates=choice), tmp_path / "out", tmp_path, 1)
+        counts = open_shards(tmp_path / "out").counts
+        assert (counts["accepted"], counts["duplicates"]) == (accepted, duplicates)
+        assert counts["found"] == 27 == counts["accepted"] + counts["rejected"]
+    assert counts["rejects"] == {"copy of another image": 2, "not an image file": 1}
 
 
 def test_a_run_killed_between_its_renames_is_undone(source, tmp_path):

@@ -227,5 +227,5 @@ def test_an_outage_is_waited_for_and_an_answer_is_not(monkeypatch):
     with pytest.raises(FileNotFoundError):
         remote.retried(missing, "s3://x")
     monkeypatch.setattr(remote, "PATIENCE", 0.01)
-    with pytest.raises(OSError, match="s3://x: out of reach"):
+    with pytest.raises(remote.Outage, match="s3://x: out of reach"):
         remote.retried(lambda: 1 / 0, "s3://x")
