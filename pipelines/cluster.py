@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from genmodels.config import ComputeConfig
+from genmodels.data.decode import Decoder, Sample, decode_chunk
+from genmodels.data.fields import Record, Reject
 from pipelines import reaper
 from pipelines.project import UserError
 from pipelines.run import Run
@@ -74,6 +77,29 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
+
+
+class RayPool:
+    """Decodes as tasks on the cluster; each node must see the source."""
+
+    def __init__(self, decoder: Decoder):
+        import ray
+
+        _connect(ray)
+        self.size = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._ray, self._decoder, self._task = ray, ray.put(decoder), ray.remote(decode_chunk)
+        self._latest: deque[Any] = deque(maxlen=3 * self.size)  # more than are ever under way
+
+    def submit(self, records: list[Record]) -> Callable[[], list[Sample | Reject]]:
+        """Begins to decode `records` somewhere."""
+        reference = self._task.remote(self._decoder, records)
+        self._latest.append(reference)
+        return lambda: self._ray.get(reference)
+
+    def close(self) -> None:
+        """Drops the tasks under way; those that have ended do not mind."""
+        for reference in self._latest:
+            self._ray.cancel(reference)
 
 
 def _worker_loop(config: dict[str, Any]) -> None:

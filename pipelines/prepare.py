@@ -5,6 +5,7 @@ python pipelines/prepare.py --dataset sprites
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,12 +27,18 @@ def main(
 
 
 def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
-    """Prepares one data set and prints what it holds."""
+    """Prepares one data set, on the cluster of RAY_ADDRESS if there is one, and prints what it holds."""
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
+    from genmodels.data.sources import RENDERED
 
     config = everything.dataset(dataset)
-    spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes)
+    open_pool = None
+    if os.environ.get("RAY_ADDRESS") and config.source not in RENDERED:
+        from pipelines.cluster import RayPool
+
+        open_pool = RayPool
+    spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes, None, open_pool)
     manifest = open_shards(shards(dataset))
     domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
     print(f"{dataset}: {manifest.source}")

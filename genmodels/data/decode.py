@@ -132,17 +132,20 @@ class Pool(Protocol):
         """Ends the processes; tasks under way are dropped."""
 
 
+OpenPool = Callable[[Decoder], Pool]
+
+
 def decode_all(
-    decoder: Decoder, records: list[Record], num_processes: int | None, pool: Pool | None = None
+    decoder: Decoder, records: list[Record], num_processes: int | None, open_pool: OpenPool | None = None
 ) -> Iterator[Sample | Reject]:
     """Results in the order of the records. A bounded number of tasks is under way, so memory stays flat."""
     num_processes = num_processes or min(len(os.sched_getaffinity(0)), 1 + len(records) // IMAGES_PER_PROCESS)
-    if num_processes == 1 and not pool:
+    if num_processes == 1 and not open_pool:
         yield from map(decoder, records)
         return
     size = max(1, min(CHUNK, CHUNK_BYTES // (decoder.config.image_size**2 * decoder.config.channels)))
     chunks = (records[start : start + size] for start in range(0, len(records), size))
-    pool = pool or LocalPool(decoder, num_processes)
+    pool = open_pool(decoder) if open_pool else LocalPool(decoder, num_processes)
     pending: deque[Callable[[], list[Sample | Reject]]] = deque()
     try:
         for chunk in chunks:
@@ -191,4 +194,9 @@ def _die_with_parent() -> None:
 
 def _decode_chunk(records: list[Record]) -> list[Sample | Reject]:
     assert _worker_decoder is not None
-    return [_worker_decoder(record) for record in records]
+    return decode_chunk(_worker_decoder, records)
+
+
+def decode_chunk(decoder: Decoder, records: list[Record]) -> list[Sample | Reject]:
+    """One task of a pool."""
+    return [decoder(record) for record in records]

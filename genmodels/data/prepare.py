@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.config import DatasetConfig
-from genmodels.data.decode import Decoder, Pool, Sample, decode_all
+from genmodels.data.decode import Decoder, OpenPool, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
 from genmodels.data.folder import NOT_AN_IMAGE_FILE, printable
 from genmodels.data.images import pyramid_sizes
@@ -43,15 +43,15 @@ def prepare(
     root: Path,
     num_processes: int | None = None,
     progress: Progress | None = None,
-    pool: Pool | None = None,
+    open_pool: OpenPool | None = None,
 ) -> DataSpec:
     """Makes the folder `out` of the source that `config` names; returns at once where nothing has changed.
 
     `root` is where relative sources start. `num_processes` None: as many as the machine and the source are worth;
-    a `pool` decodes in their place. What `out` held before stays until the new data set is complete; a run that was
-    killed goes on where it saved last, unless source or configuration have changed. ValueError when no image is
-    usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the disk is
-    full.
+    the pool of `open_pool` decodes in their place. What `out` held before stays until the new data set is complete;
+    a run that was killed goes on where it saved last, unless source or configuration have changed. ValueError when no
+    image is usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the
+    disk is full.
     """
     out = Path(out).absolute()
     source = open_source(config, Path(root))
@@ -61,7 +61,7 @@ def prepare(
     records = _chosen(source, config)
     with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
         preparation = _Preparation(folder, name, config, source, records, fingerprint)
-        return preparation.run(num_processes, progress or (lambda done, total: None), pool)
+        return preparation.run(num_processes, progress or (lambda done, total: None), open_pool)
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
@@ -110,7 +110,7 @@ class _Preparation:
         self.writers = {split: ShardWriter(folder, split, config.shard_size) for split in SPLITS}
         self.seen: set[str] = set()  # hashes, where copies are dropped
 
-    def run(self, num_processes: int | None, progress: Progress, pool: Pool | None) -> DataSpec:
+    def run(self, num_processes: int | None, progress: Progress, open_pool: OpenPool | None) -> DataSpec:
         """Writes everything into the folder, dataset.json last."""
         with ExitStack() as stack:
             self.journal = Journal(self.folder, self.fingerprint)
@@ -119,7 +119,7 @@ class _Preparation:
                 stack.callback(writer.abort)
             done, splitter = self._restore()
             self._remove_rubble()
-            for split, sample in self._samples(done, splitter, num_processes, progress, pool):
+            for split, sample in self._samples(done, splitter, num_processes, progress, open_pool):
                 shard, row, places = self.writers[split].add(sample.packed)
                 self.journal.accept(self._row(sample, split, shard, row), places)
             for writer in self.writers.values():
@@ -149,12 +149,12 @@ class _Preparation:
                 file.unlink()
 
     def _samples(
-        self, first: int, splitter: Splitter, num_processes: int | None, progress: Progress, pool: Pool | None
+        self, first: int, splitter: Splitter, num_processes: int | None, progress: Progress, open_pool: OpenPool | None
     ) -> Iterator[tuple[str, Sample]]:
         """Every usable sample with its split, domain by domain; the others are noted as rejects."""
         domain = self.records[first - 1].domain if first else None
         saved = time.monotonic()
-        decoded = decode_all(self.decoder, self.records[first:], num_processes, pool)
+        decoded = decode_all(self.decoder, self.records[first:], num_processes, open_pool)
         for done, result in enumerate(decoded, first + 1):
             if (record := self.records[done - 1]).domain != domain:
                 yield from splitter.end()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from genmodels.config import DatasetConfig
-from genmodels.data.images import Rejected, decode, fit_box, is_upscaled, pyramid, pyramid_sizes
+from genmodels.data.images import Rejected, decode, fit, fit_box, is_upscaled, pyramid, pyramid_sizes
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -152,6 +152,22 @@ def test_crop_takes_the_centre_and_pad_keeps_the_whole():
     assert_solid(padded[-2:], GREEN)
     assert_solid(padded[2:6, 0], RED, tolerance=40)
     assert_solid(padded[2:6, 3:5], BLUE, tolerance=40)
+
+
+def test_a_random_crop_lies_where_it_is_told_and_boxes_with_it():
+    image = solid("RGB", RED, (32, 16))
+    image.paste(BLUE, (16, 0, 32, 16))
+    settings = config(fit="random_crop")
+    assert_solid(fit(image, settings, 0.0), RED)
+    assert_solid(fit(image, settings, 0.999), BLUE, tolerance=80)
+    assert fit_box((0.5, 0.0, 1.0, 1.0), 32, 16, settings, 0.5) == (0.5, 0.0, 1.0, 1.0)
+
+
+def test_area_takes_the_mean_of_what_a_pixel_covers():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    area = fit(Image.fromarray(pixels), config(resampling="area"))
+    mean = pixels.reshape(8, 4, 8, 4, 3).mean((1, 3))
+    assert np.abs(area - mean).max() <= 0.51
 
 
 def test_pad_keeps_a_line_of_an_extreme_shape():

@@ -287,6 +287,15 @@ def test_a_journal_cut_off_in_a_power_failure_goes_on_from_an_earlier_mark(sourc
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_random_crop_is_the_same_each_time_and_differs_between_images(tmp_path):
+    folder = write(tmp_path / "wide", {f"{i}.png": picture(0, (40, 8)) for i in range(6)})
+    for num_processes in (1, 2):
+        prepare("toy", config(folder, fit="random_crop"), tmp_path / f"out{num_processes}", tmp_path, num_processes)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+    images = ShardReader(tmp_path / "out1", "train", 8).read(np.arange(3))
+    assert len({image.tobytes() for image in images}) > 1
+
+
 def test_copies_are_counted_and_dropped_by_choice(source, tmp_path):
     write(source, {"a/copy1.png": picture(3), "b/copy2.png": picture(3), "b/notes.txt": b"x"})
     for choice, accepted, duplicates in (("keep", 26, 2), ("drop", 24, 0)):
