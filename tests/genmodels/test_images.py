@@ -159,7 +159,7 @@ def test_a_random_crop_lies_where_it_is_told_and_boxes_with_it():
     image.paste(BLUE, (16, 0, 32, 16))
     settings = config(fit="random_crop")
     assert_solid(fit(image, settings, 0.0), RED)
-    assert_solid(fit(image, settings, 0.999), BLUE, tolerance=80)
+    assert_solid(fit(image, settings, 1.0), BLUE)
     assert fit_box((0.5, 0.0, 1.0, 1.0), 32, 16, settings, 0.5) == (0.5, 0.0, 1.0, 1.0)
 
 
@@ -167,7 +167,7 @@ def test_area_takes_the_mean_of_what_a_pixel_covers():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     area = fit(Image.fromarray(pixels), config(resampling="area"))
     mean = pixels.reshape(8, 4, 8, 4, 3).mean((1, 3))
-    assert np.abs(area - mean).max() <= 0.51
+    assert np.abs(area - mean).max() <= 1  # Pillow rounds after each direction
 
 
 def test_pad_keeps_a_line_of_an_extreme_shape():
