@@ -3,8 +3,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Trainings side by side: a core each; a GPU is used by one after the other.
+LANES ?= $(if $(shell command -v nvidia-smi),1,$(shell getconf _NPROCESSORS_ONLN))
 
-.PHONY: setup repro proofs test test-all lint ui clean
+.PHONY: setup repro lanes proofs test test-all lint bench ui clean
 
 setup: .venv/installed
 
@@ -15,11 +17,17 @@ setup: .venv/installed
 	touch $@
 
 repro: setup            ## prepare, train, evaluate, register and report every model of params.yaml
-	$(BIN)/dvc repro
+	@dvc status --quiet || { dvc repro prepare && $(MAKE) --no-print-directory lanes; }
+	dvc repro
 	@echo
 	@echo "report:       data/report/index.html"
 	@echo "MLflow:       make ui"
 	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
+
+# DVC itself runs one stage after the other. What fails here is tried, and shown, by the `dvc repro` that follows.
+lanes:
+	@dvc stage list --name-only | grep '^register@' | sort -r | xargs -P $(LANES) -I@@ sh -c \
+		'dvc --wait-for-lock repro @@ 2>&1 | awk -v lane=@@ "{ sub(/register@/, \"\", lane); print lane \": \" \$$0; fflush() }"'
 
 proofs: setup           ## the comparisons of params.yaml, which take several trainings each; goes on where it stopped
 	$(BIN)/python -m pipelines.proofs
@@ -34,6 +42,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: setup            ## the loader against stock webdataset, as ratios
+	$(BIN)/python bench/loader.py
 
 ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that compares runs
 	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"

@@ -129,7 +129,7 @@ class ComputeConfig(Strict):
     """Where training runs. Not part of a run's identity: a run may go on elsewhere."""
 
     num_workers: NumWorkers | Literal["auto"] = Field(
-        "auto", description="Ray Train workers; auto: one a GPU, without GPUs two; 0: in this process, without Ray"
+        "auto", description="Ray Train workers; auto: one a GPU, without GPUs one; 0: in this process, without Ray"
     )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: one GPU a worker where the cluster has them")
     cpus_per_worker: float | None = Field(None, gt=0, description="null: this machine's cores shared evenly")
