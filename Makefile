@@ -25,9 +25,9 @@ repro: setup            ## prepare, train, evaluate, register and report every m
 	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
 
 # DVC itself runs one stage after the other. What fails here is tried, and shown, by the `dvc repro` that follows.
+LANE = dvc --wait-for-lock repro --single-item train@$$0 evaluate@$$0 register@$$0 2>&1 | awk "{ print \"$$0: \" \$$0; fflush() }"
 lanes:
-	@dvc stage list --name-only | grep '^register@' | sort -r | xargs -P $(LANES) -I@@ sh -c \
-		'dvc --wait-for-lock repro @@ 2>&1 | awk -v lane=@@ "{ sub(/register@/, \"\", lane); print lane \": \" \$$0; fflush() }"'
+	@dvc stage list --name-only | sed -n 's/^train@//p' | sort -r | xargs -P $(LANES) -n 1 sh -c '$(LANE)'
 
 proofs: setup           ## the comparisons of params.yaml, which take several trainings each; goes on where it stopped
 	$(BIN)/python -m pipelines.proofs

@@ -82,8 +82,10 @@ class Tables:
 
     def captions(self) -> dict[str, tuple[str, ...]] | None:
         """The captions of each image that has any; None where the folder has none at all."""
-        if self._sidecars:
-            return {file: found for file, text in self._sidecars.items() if (found := self._lines(text))}
+        found = {file: lines for file, text in self._sidecars.items() if (lines := self._lines(text))}
+        self._sidecars = {file: self._sidecars[file] for file in found}
+        if found:
+            return found
         if not (table := self._caption_table):
             return None
         place = table.columns.index(_one_of(table.where, table.columns, CAPTION_COLUMNS, "caption"))
@@ -197,11 +199,11 @@ class Tables:
         return self._tree.read(name).removeprefix(b"\xef\xbb\xbf").decode(*UNDECODABLE)
 
     def _lines(self, name: str) -> tuple[str, ...]:
-        """The captions of a .txt."""
+        """The captions of a .txt. Numbers alone are none: detection sets have boxes beside their images."""
         lines = self._text(name).splitlines()
         for number, line in enumerate(lines, 1):
             _check_text(self._at(name), number, None, line)
-        return tuple(line.strip() for line in lines if words(line))
+        return tuple(line.strip() for line in lines if any(map(str.isalpha, line)))
 
     def _read(self, table: str, read: Reader) -> Table:
         """The table with an image of the source for every row; rows of refused images are dropped."""

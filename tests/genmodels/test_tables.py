@@ -243,3 +243,11 @@ def test_two_rows_of_one_image_must_agree(tmp_path):
     assert len(list(folder_source(folder).records())) == 1
     with pytest.raises(ValueError, match=r"captions\.csv row 3, column k: 'y', but row 2 says 'x'"):
         folder_source(folder, label="k")
+
+
+def test_boxes_beside_images_are_no_captions(tmp_path):
+    source = folder_source(
+        fill(tmp_path, ["a.png", "b.png"], a__txt="0 0.5 0.5 0.2 0.2\n", b__txt="1 0.1 0.2 0.3 0.4\n")
+    )
+    assert [record.captions for record in source.records()] == [(), ()] and not source.rejects
+    assert "caption" not in source.describe()
