@@ -25,7 +25,8 @@ repro: setup            ## prepare, train, evaluate, register and report every m
 	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
 
 # DVC itself runs one stage after the other. What fails here is tried, and shown, by the `dvc repro` that follows.
-LANE = dvc --wait-for-lock repro --single-item train@$$0 evaluate@$$0 register@$$0 2>&1 | awk "{ print \"$$0: \" \$$0; fflush() }"
+LANE = dvc --wait-for-lock repro --single-item train@$$0 evaluate@$$0 register@$$0 2>&1 | \
+	while IFS= read -r line; do echo "$$0: $$line"; done
 lanes:
 	@dvc stage list --name-only | sed -n 's/^train@//p' | sort -r | xargs -P $(LANES) -n 1 sh -c '$(LANE)'
 
