@@ -29,12 +29,14 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
     """Prepares one data set and prints what it holds."""
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
+    from pipelines.console import ImageProgress
 
     config = everything.dataset(dataset)
-    spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes)
+    with ImageProgress(dataset, num_processes) as progress:
+        spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress)
     manifest = open_shards(shards(dataset))
-    domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
     print(f"{dataset}: {manifest.source}")
+    domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
     print(
         f"{dataset}: {spec.num_train:,} training and {spec.num_test:,} held-out images of"
         f" {'/'.join(map(str, spec.sizes))} px, {len(spec.classes)} classes{domains},"

@@ -115,9 +115,14 @@ class Decoder:
         return {key: value for key, value in about.items() if value not in (None, ())}
 
 
+def worth_processes(num_records: int) -> int:
+    """How many processes decode where nobody says: as many as the machine has cores and the records are worth."""
+    return min(len(os.sched_getaffinity(0)), 1 + num_records // IMAGES_PER_PROCESS)
+
+
 def decode_all(decoder: Decoder, records: list[Record], num_processes: int | None) -> Iterator[Sample | Reject]:
     """Results in the order of the records. A bounded number of tasks is under way, so memory stays flat."""
-    num_processes = num_processes or min(len(os.sched_getaffinity(0)), 1 + len(records) // IMAGES_PER_PROCESS)
+    num_processes = num_processes or worth_processes(len(records))
     if num_processes == 1:
         yield from map(decoder, records)
         return
