@@ -1,6 +1,7 @@
 """Makes WebDataset shards of a data set that params.yaml names.
 
 python pipelines/prepare.py --dataset sprites
+python pipelines/prepare.py --dataset sprites --inspect     # and shows what it holds
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ def main(
     dataset: Annotated[str, typer.Option(help="a name under datasets in params.yaml")],
     overrides: Overrides = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="decoding processes; default: the cores")] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="show statistics and write a page with pictures")] = False,
 ) -> None:
     """Decodes the source, writes shards, index and manifests to data/shards/NAME; at once where nothing changed."""
     prepare(params(overrides), dataset, num_processes)
+    if inspect:
+        from pipelines import inspection
+
+        print(f"{dataset}: page with pictures: {inspection.inspect(dataset, shards(dataset))}")
 
 
 def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
@@ -30,18 +36,14 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
     from pipelines.console import ImageProgress
+    from pipelines.inspection import summary
 
     config = everything.dataset(dataset)
     with ImageProgress(dataset, num_processes) as progress:
-        spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress)
+        preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress)
     manifest = open_shards(shards(dataset))
     print(f"{dataset}: {manifest.source}")
-    domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
-    print(
-        f"{dataset}: {spec.num_train:,} training and {spec.num_test:,} held-out images of"
-        f" {'/'.join(map(str, spec.sizes))} px, {len(spec.classes)} classes{domains},"
-        f" {manifest.counts['rejected']:,} rejected, digest {spec.digest[:12]}"
-    )
+    print(f"{dataset}: {summary(manifest)}")
 
 
 if __name__ == "__main__":
