@@ -261,6 +261,7 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert result["proofs"][0]["claim"][:20] in succeed(report).replace("\n", " ")
     page = (project.root / "data/report/index.html").read_text()
     assert "<h2>vae</h2>" in page and "data:image/png;base64," in page
+    assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
 def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
