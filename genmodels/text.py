@@ -1,4 +1,4 @@
-"""Words for one-line errors."""
+"""Words for one-line errors, and users' own words on one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """' (did you mean X?)' when a choice looks like `word`, else nothing."""
     close = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """A user's text as printable characters on one line, at most `limit` of them: safe for a terminal."""
+    line = "".join(character if character.isprintable() else " " for character in text[: 2 * limit])
+    line = " ".join(line.split())
+    return line if len(line) <= limit and len(text) <= 2 * limit else f"{line[: limit - 1]}…"
 
 
 def check_given(model: str, given: Mapping[str, Any], required: Sequence[str], optional: Sequence[str] = ()) -> None:

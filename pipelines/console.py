@@ -11,6 +11,7 @@ from genmodels.model import Stage
 from pipelines.run import Event, Run, read_events
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
+IMAGES_EVERY = 10.0  # and between those of images being prepared
 NUM_TERMS = 4  # of a step's losses and statistics that fit a line
 
 
@@ -114,3 +115,67 @@ def terms(values: Event) -> str:
     """The first few loss terms of a log event."""
     names = [name for name in values if "/" in name and not name.startswith("stage/") and "gradient_norm" not in name]
     return "  ".join(f"{name} {values[name]:.3g}" for name in names[:NUM_TERMS])
+
+
+class ImageProgress:
+    """Counts images while a data set is prepared: call it with (done, total). Silent where there is nothing to do."""
+
+    def __init__(self, name: str, console: Any = None):
+        from rich.console import Console as Terminal
+
+        self.name = name
+        self._terminal = console or Terminal(file=sys.stdout)
+        self._live: Any = None
+        self._total = self._done = self._before = 0
+        self._started = self._first = self._shown = time.monotonic()
+
+    def __enter__(self) -> ImageProgress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows that `done` of `total` images are done, if it is time to."""
+        now = time.monotonic()
+        if not self._done:  # listing a source and starting processes says nothing about the rate
+            self._first = self._shown = now
+            self._before = done - 1  # by a run that was killed
+        self._done, self._total = done, total
+        if self._terminal.is_terminal:
+            if not self._live or now - self._shown > 0.1 or done == total:
+                self._shown = now
+                self._update(self._rate(now))
+        elif now - self._shown > IMAGES_EVERY:
+            self._shown, rate = now, self._rate(now)
+            left = (total - done) / rate
+            print(f"{self.name}: {done:,}/{total:,} images, {rate:,.0f}/s, done in {left:,.0f} s", flush=True)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+        if self._done and exc[0] is None:
+            seconds = max(time.monotonic() - self._started, 1e-3)
+            num = self._total - self._before
+            print(f"{self.name}: {num:,} images in {seconds:,.1f} s, {num / seconds:,.0f}/s", flush=True)
+
+    def _rate(self, now: float) -> float:
+        return (self._done - 1 - self._before) / max(now - self._first, 1e-3)
+
+    def _update(self, rate: float) -> None:
+        if not self._live:
+            self._live = self._bar()
+            self._live.start()
+        self._live.update(self._live.task_ids[0], completed=self._done, total=self._total, rate=f"{rate:,.0f}")
+
+    def _bar(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]} images/s"),
+            TimeRemainingColumn(),
+            console=self._terminal,
+            transient=True,  # the line at the end takes its place
+        )
+        progress.add_task(self.name, total=None, rate="")
+        return progress

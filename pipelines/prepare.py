@@ -1,6 +1,7 @@
 """Makes WebDataset shards of a data set that params.yaml names.
 
 python pipelines/prepare.py --dataset sprites
+python pipelines/prepare.py --dataset sprites --inspect     # and shows what it holds
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ def main(
     dataset: Annotated[str, typer.Option(help="a name under datasets in params.yaml")],
     overrides: Overrides = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="decoding processes; default: the cores")] = None,
+    inspect: Annotated[bool, typer.Option("--inspect", help="show statistics and write a page with pictures")] = False,
 ) -> None:
     """Decodes the source, writes shards, index and manifests to data/shards/NAME; at once where nothing changed."""
     prepare(params(overrides), dataset, num_processes)
+    if inspect:
+        from pipelines import inspection
+
+        print(f"{dataset}: page with pictures: {inspection.inspect(dataset, shards(dataset))}")
 
 
 def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
@@ -31,6 +37,8 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
     from genmodels.data.sources import RENDERED
+    from pipelines.console import ImageProgress
+    from pipelines.inspection import summary
 
     config = everything.dataset(dataset)
     open_pool = None
@@ -38,15 +46,11 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
         from pipelines.cluster import RayPool
 
         open_pool = RayPool
-    spec = preparation.prepare(dataset, config, shards(dataset), root(), num_processes, None, open_pool)
+    with ImageProgress(dataset) as progress:
+        preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress, open_pool)
     manifest = open_shards(shards(dataset))
-    domains = f", domains {'/'.join(spec.domains)}" if spec.domains else ""
     print(f"{dataset}: {manifest.source}")
-    print(
-        f"{dataset}: {spec.num_train:,} training and {spec.num_test:,} held-out images of"
-        f" {'/'.join(map(str, spec.sizes))} px, {len(spec.classes)} classes{domains},"
-        f" {manifest.counts['rejected']:,} rejected, digest {spec.digest[:12]}"
-    )
+    print(f"{dataset}: {summary(manifest)}")
 
 
 if __name__ == "__main__":

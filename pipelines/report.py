@@ -1,4 +1,4 @@
-"""One table of what the pipeline trained: scores beside real against real, proofs, pictures.
+"""One table of what the pipeline trained: scores beside real against real, proofs, pictures, and the data sets.
 
 python pipelines/report.py            # writes data/report/index.html and prints the table
 python pipelines/report.py --check    # exit code 1 names the systems whose proof is not shown
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.project import UserError, command, root
+from pipelines.inspection import summary
+from pipelines.project import UserError, command, root, shards
+
+if TYPE_CHECKING:
+    from genmodels.data.shards import Manifest
 
 SCORES = ("swd", "fid", "kid", "ms_ssim", "precision", "recall")
 
@@ -66,10 +71,31 @@ def page(results: dict[str, Any]) -> str:
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}}
-figure{{margin:1rem 0}}img{{max-width:100%;image-rendering:pixelated}}</style>
+figure{{margin:1rem 0}}img{{max-width:100%;image-rendering:pixelated}}img.smooth{{image-rendering:auto}}</style>
 <h1>What was trained</h1>
-<table><tr><th>system<th>what it must show<th>measured<th>baseline<th>shown</tr>{rows}</table>{sections}</html>
+<table><tr><th>system<th>what it must show<th>measured<th>baseline<th>shown</tr>{rows}</table>{sections}
+{"".join(_data_section(manifest) for manifest in _data_sets(results))}</html>
 """
+
+
+def _data_sets(results: dict[str, Any]) -> list[Manifest]:
+    """The prepared data sets that the evaluations were made on."""
+    from genmodels.data.shards import DATASET_FILE, open_shards
+
+    digests = {result["protocol"]["data_digest"] for result in results.values()}
+    files = sorted(shards("").glob(f"*/{DATASET_FILE}"))  # of which some may be of an older format
+    return [open_shards(file.parent) for file in files if json.loads(file.read_text())["spec"]["digest"] in digests]
+
+
+def _data_section(manifest: Manifest) -> str:
+    """What a data set holds, and its contact sheet."""
+    from genmodels.data.contact import contact_sheet
+
+    stream, name = io.BytesIO(), html.escape(manifest.spec.name)
+    contact_sheet(manifest.folder).save(stream, "PNG")
+    picture = base64.b64encode(stream.getvalue()).decode()
+    return f"""<h2>data set {name}</h2><p>{html.escape(manifest.source)}: {html.escape(summary(manifest))}</p>
+<figure><img class="smooth" alt="contact sheet of {name}" src="data:image/png;base64,{picture}"></figure>"""
 
 
 def _section(name: str, result: dict[str, Any]) -> str:

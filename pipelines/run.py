@@ -5,6 +5,7 @@ data/runs/<model>-<identity>-<n>/
     lock            held by the driver; names it
     events.jsonl    what happened, one JSON object a line; MLflow is fed from it
     checkpoints/    training states
+    contact.png     some images of the data set
     samples/        a grid of fixed latents at every snapshot
     best/  last/    sampling folders
 """
@@ -55,6 +56,11 @@ class Run:
     def events_file(self) -> Path:
         """The event log."""
         return self.folder / "events.jsonl"
+
+    @property
+    def data_picture(self) -> Path:
+        """The contact sheet of the run's data set."""
+        return self.folder / "contact.png"
 
     def update(self, **values: Any) -> None:
         """Changes entries of run.json."""

@@ -121,6 +121,7 @@ def show(plan: Plan) -> None:
 
 def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, registered: bool = True) -> None:
     """Runs the training to its end: workers, tracking, export, and registration unless that is not wanted."""
+    from genmodels.data.shards import open_shards
     from genmodels.metrics.judge import ensure_extractor
     from pipelines import cluster
     from pipelines.console import Console
@@ -131,7 +132,10 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, _interrupt)
     with owned(run) as attempt:
-        run.update(status="running", data=spec.to_json(), shards=str(shards(config.dataset)))
+        manifest = open_shards(shards(config.dataset))
+        run.update(status="running", data=spec.to_json(), shards=str(manifest.folder))
+        run.update(data_source=manifest.source, data_counts=manifest.counts)
+        draw_data(run, manifest.folder)
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, shards(config.dataset), spec, config.evaluation)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
@@ -149,6 +153,16 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         if out:
             publish(run, summary, out)
         run.update(status="finished")
+
+
+def draw_data(run: Run, folder: Path) -> None:
+    """The data set's contact sheet in the run's folder, once: MLflow is fed from there."""
+    from genmodels.data.contact import contact_sheet
+    from genmodels.files import write_atomic
+
+    if not run.data_picture.exists():
+        sheet = contact_sheet(folder)
+        write_atomic(run.data_picture, lambda file: sheet.save(file, "PNG"))
 
 
 def finish(run: Run, tracker: Any, registered: bool) -> Event:

@@ -165,6 +165,10 @@ class ShardReader:
         """Each image's path in the source."""
         return self._table["file"].to_pylist()
 
+    def about(self, ids: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """What the manifest says of the images numbered `ids`: its columns by name."""
+        return self._table.take(pa.array(ids)).to_pylist()
+
     def _column(self, name: str) -> NDArray[Any]:
         return self._table[name].to_numpy().astype(np.int64)
 

@@ -130,6 +130,54 @@ def test_a_training_is_an_mlflow_run_with_parameters_curves_and_pictures(vae, pr
     ]
 
 
+def data_inputs(run: Run) -> list:
+    return client().get_run(run.info["mlflow_run_id"]).inputs.dataset_inputs
+
+
+def test_an_mlflow_run_names_its_data_set_and_shows_some_of_it(vae, project):
+    (logged,) = data_inputs(vae)
+    digest, dataset = vae.info["data"]["digest"], logged.dataset
+    assert (dataset.name, dataset.digest) == ("sprites", digest[:36])
+    assert [(tag.key, tag.value) for tag in logged.tags] == [("mlflow.data.context", "training")]
+    profile = json.loads(dataset.profile)
+    assert (profile["found"], profile["accepted"], profile["rejected"]) == (200, 200, 0)
+    assert profile["num_train"] + profile["num_test"] == 200 and profile["digest"] == digest
+    columns = {column["name"]: column["type"] for column in json.loads(dataset.schema)["mlflow_colspec"]}
+    assert columns["image"] == "uint8 [16, 16, 3]" and columns["class"] == "10"
+    source = tracking.connected().data.get_source(dataset)
+    assert Path(source.uri) == project.root / "data/shards/sprites"
+    (picture,) = client().list_artifacts(vae.info["mlflow_run_id"], "data")
+    assert picture.path == "data/contact.png" and picture.file_size == vae.data_picture.stat().st_size
+
+
+def test_a_resumed_run_has_its_data_set_once(vae, project):
+    with tracking.Tracker(vae, {}, {}):
+        pass
+    tracking._log_data(client(), vae.info["mlflow_run_id"], vae)  # as a process that did not see the other's
+    assert len(data_inputs(vae)) == 1
+
+
+def test_parameters_and_data_that_a_store_refused_at_first_are_sent_again(vae, project, tmp_path, monkeypatch):
+    shutil.copytree(vae.folder, tmp_path / "again")
+    run = Run(tmp_path / "again")
+    run.update(mlflow_run_id=None)
+    send, refused_once = tracking._log_data, []
+
+    def refuse(*arguments):
+        refused_once.append(1)
+        if len(refused_once) == 1:
+            raise ConnectionError("away")
+        send(*arguments)
+
+    monkeypatch.setattr(tracking, "_log_data", refuse)
+    tracker = tracking.Tracker(run, {"a": 1}, {}).__enter__()
+    while not tracker.behind:
+        time.sleep(0.01)
+    first = run.info["mlflow_run_id"]
+    assert tracker.close("FINISHED") and run.info["mlflow_run_id"] == first
+    assert len(data_inputs(run)) == 1 and client().get_run(first).data.params == {"a": "1"}
+
+
 def test_the_best_weights_are_registered_as_champion(vae, project):
     version = client().get_model_version_by_alias("vae", "champion")
     config = export.read_config(vae.folder / "best")
@@ -213,6 +261,7 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert result["proofs"][0]["claim"][:20] in succeed(report).replace("\n", " ")
     page = (project.root / "data/report/index.html").read_text()
     assert "<h2>vae</h2>" in page and "data:image/png;base64," in page
+    assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
 def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
