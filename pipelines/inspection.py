@@ -12,7 +12,7 @@ from genmodels.text import one_line
 from pipelines.project import root
 
 if TYPE_CHECKING:
-    from genmodels.data.inspection import (
+    from genmodels.data.findings import (
         Captions,
         Copies,
         Groups,

@@ -11,7 +11,7 @@ from genmodels.text import one_line
 from pipelines.inspection import facts
 
 if TYPE_CHECKING:
-    from genmodels.data.inspection import Attributes, Count, Inspection, Sides
+    from genmodels.data.findings import Attributes, Count, Inspection, Sides
 
 MAX_ROWS = 200  # of a table; a data set may have thousands of classes
 STYLE = """body{font:15px/1.5 sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}

@@ -12,7 +12,8 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data import contact
 from genmodels.data.contact import contact_sheet
-from genmodels.data.inspection import Copy, Count, Groups, Reason, Sides, Spread, inspect
+from genmodels.data.findings import Copy, Count, Groups, Reason, Sides, Spread
+from genmodels.data.inspection import inspect
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader
 
