@@ -23,8 +23,8 @@ from genmodels.config import DatasetConfig
 from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.decode import Decoder, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
-from genmodels.data.folder import NOT_AN_IMAGE_FILE, printable
 from genmodels.data.images import is_upscaled, pyramid_sizes
+from genmodels.data.names import NOT_AN_IMAGE_FILE, printable
 from genmodels.data.shards import (
     DATASET_FILE,
     FORMAT,

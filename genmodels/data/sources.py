@@ -6,7 +6,8 @@ from pathlib import Path
 
 from genmodels.config import DatasetConfig
 from genmodels.data.fields import Source
-from genmodels.data.folder import LAYOUTS, FolderSource
+from genmodels.data.folder import FolderSource
+from genmodels.data.names import LAYOUTS
 from genmodels.data.rendered import RenderedSource, RingSource
 from genmodels.data.tree import is_url, open_tree
 
