@@ -1,12 +1,11 @@
-"""Columns that describe images, from whatever table or archive they come, and the roles a configuration gives them."""
+"""Columns that describe images, from whatever table or archive they come, and those that a configuration names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from genmodels.data.fields import Record, Reject
+from genmodels.data.roles import Roles
 from genmodels.text import nearest
 
 IMAGE_COLUMNS = ("file", "image", "filename", "file_name", "image_id")
@@ -14,8 +13,6 @@ CAPTION_COLUMNS = ("caption", "text", "description")
 BINARY = {"0": 0, "1": 1, "-1": 0}
 MAX_VALUES = 40  # of a column that becomes one attribute a value
 MAX_LISTED = 12  # choices of an error
-
-R = TypeVar("R", bound=Record)
 
 
 class Row(NamedTuple):
@@ -47,50 +44,25 @@ class Table(NamedTuple):
         return values
 
 
-class Roles(NamedTuple):
-    """What is said of the images, by file. None: nothing of the kind is said of any."""
+class Values(NamedTuple):
+    """A table by columns: what each says of each image that it says anything of, by file."""
 
-    attributes: dict[str, dict[str, int]]  # by name
-    labels: dict[str, str] | None
-    captions: dict[str, tuple[str, ...]] | None
-    groups: dict[str, str] | None
-    split_by: str | None  # the column that names the groups
-    words: list[str]  # which columns have a role, as the log shows it
+    by_column: dict[str, dict[str, str]]
 
-    def described(self, records: Sequence[R], rejects: list[Reject]) -> list[R]:
-        """The records with all that is said of them; what lacks a thing that others have goes to `rejects`."""
-        found = []
-        for record in map(self._described, records):
-            if reason := self._missing(record):
-                rejects.append(Reject(record.file, reason))
-            else:
-                found.append(record)
-        return found
+    @property
+    def columns(self) -> list[str]:
+        """The columns' names."""
+        return list(self.by_column)
 
-    def _described(self, record: R) -> R:
-        file = record.file
-        return replace(
-            record,
-            label=self.labels.get(file) if self.labels is not None else record.label,
-            attributes={name: of[file] for name, of in self.attributes.items() if file in of} or None,
-            captions=(self.captions or {}).get(file, ()),
-            group=(self.groups or {}).get(file),
-        )
-
-    def _missing(self, record: Record) -> str | None:
-        if self.captions is not None and not record.captions:
-            return "no caption"
-        if len(record.attributes or ()) < len(self.attributes):
-            return "no attributes"
-        if self.labels is not None and record.label is None:
-            return "no label"
-        return f"no {self.split_by}" if self.groups is not None and record.group is None else None
+    def column(self, name: str) -> dict[str, str]:
+        """The column's value of each image."""
+        return self.by_column[name]
 
 
 class Columns:
     """A table of attributes, and another one; either may be missing. `where` is how messages call them."""
 
-    def __init__(self, attribute_table: Table | None, other: Table | None, where: str):
+    def __init__(self, attribute_table: Table | Values | None, other: Table | Values | None, where: str):
         self._attribute_table, self._where = attribute_table, where
         self._tables = [table for table in (attribute_table, other) if table]
 

@@ -13,6 +13,8 @@ from genmodels.data.fields import Reject
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 NOT_AN_IMAGE_FILE = "not an image file"
+A_PICKLE = "a pickle, which is never read"
+NO_IMAGES = frozenset({NOT_AN_IMAGE_FILE, A_PICKLE})  # rejects that are no fault of the images
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 LAYOUTS = (
     "images in one folder, one sub-folder a class, train/ and test/ (or val/) of either, "

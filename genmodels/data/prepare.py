@@ -24,7 +24,7 @@ from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.decode import Decoder, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
 from genmodels.data.images import is_upscaled, pyramid_sizes
-from genmodels.data.names import NOT_AN_IMAGE_FILE, printable
+from genmodels.data.names import NO_IMAGES, printable
 from genmodels.data.shards import (
     DATASET_FILE,
     FORMAT,
@@ -214,7 +214,7 @@ class _Preparation:
 
     def _check_rejects(self) -> None:
         """ValueError when too little of the source is usable. Files that are no images do not count."""
-        reasons = Counter(reject.reason for reject in self.rejects if reject.reason != NOT_AN_IMAGE_FILE)
+        reasons = Counter(reject.reason for reject in self.rejects if reject.reason not in NO_IMAGES)
         rejected, accepted = reasons.total(), sum(map(len, self.rows.values()))
         worst = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
         if not accepted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -25,10 +26,10 @@ class Spool:
         self._folder: Path | None = None
 
     def read(self, name: str, write: Callable[[BinaryIO], None], start: int, length: int) -> bytes:
-        """A range of the file `name`, which `write` fills where it is not there yet."""
-        path = self._made() / name
+        """A range of the file called `name` (any text), which `write` fills where it is not there yet."""
+        path = self._made() / hashlib.sha256(os.fsencode(name)).hexdigest()
         if not path.exists():
-            self._write(path, write)
+            self._write(path, write, name)
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             return file.read(length)
@@ -39,7 +40,7 @@ class Spool:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 
-    def _write(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
+    def _write(self, path: Path, write: Callable[[BinaryIO], None], name: str) -> None:
         """Whole or not at all; another process may be doing the same."""
         descriptor, partial = tempfile.mkstemp(dir=path.parent)
         try:
@@ -50,7 +51,7 @@ class Spool:
             if error.errno not in NO_ROOM:
                 raise
             # No reject of single images: all that follow would fail alike.
-            what = f"no room to unpack {path.name} ({error.strerror}); set TMPDIR to a larger disk"
+            what = f"no room to unpack {name!r} ({error.strerror}); set TMPDIR to a larger disk"
             raise ValueError(f"{path.parent.parent}: {what}") from error
         finally:
             Path(partial).unlink(missing_ok=True)

@@ -42,11 +42,11 @@ class Tables(Columns):
             self._by_name[os.path.basename(file)].append(file)
         self._known = {*files, *refused}
         self._caption_table = self._first(CAPTION_TABLES)
-        attribute_table = self._first(ATTRIBUTE_TABLES)
-        _check_unique(attribute_table)
-        names = [table.name for table in (attribute_table, self._caption_table) if table]
+        self._binary_table = self._first(ATTRIBUTE_TABLES)
+        _check_unique(self._binary_table)
+        names = [table.name for table in (self._binary_table, self._caption_table) if table]
         nowhere = f"{tree.name}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
-        super().__init__(attribute_table, self._caption_table, " or ".join(names) or nowhere)
+        super().__init__(self._binary_table, self._caption_table, " or ".join(names) or nowhere)
         self._sidecars = {} if self._caption_table else self._find_sidecars()
 
     def captions(self) -> dict[str, tuple[str, ...]] | None:
@@ -71,8 +71,8 @@ class Tables(Columns):
         if self._caption_table or self._sidecars:
             name = self._caption_table.name if self._caption_table else "a .txt an image"
             found.append(f"{name} with {num_captions:,} captions")
-        if self._attribute_table:
-            found.append(f"{self._attribute_table.name} with attributes {', '.join(attributes) or 'none'}")
+        if self._binary_table:
+            found.append(f"{self._binary_table.name} with attributes {', '.join(attributes) or 'none'}")
         ignored = [name for name in (*CAPTION_TABLES, *ATTRIBUTE_TABLES) if self._is_there(name)]
         ignored = [name for name in ignored if name not in self.used]
         return found + ([f"ignored: {', '.join(ignored)}"] if ignored else [])

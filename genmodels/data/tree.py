@@ -195,7 +195,9 @@ class TreeFile(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         """Reads at most so many bytes as the buffer takes."""
         view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self._size - self._position))
+        length = min(len(view), self._size - self._position)
+        if length <= 0:
+            return 0
         data = self._tree.read(self._file, self._position, length)
         view[: len(data)] = data
         self._position += len(data)
