@@ -20,9 +20,9 @@ from typing import Any
 from genmodels.config import DatasetConfig
 from genmodels.data.decode import Decoder, OpenPool, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
-from genmodels.data.folder import NOT_AN_IMAGE_FILE, printable
 from genmodels.data.images import pyramid_sizes
 from genmodels.data.journal import JOURNAL, Journal
+from genmodels.data.names import NO_IMAGES, printable
 from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, ShardWriter, data_digest, open_shards
 from genmodels.data.sources import open_source
 from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
@@ -229,7 +229,7 @@ class _Preparation:
 
     def _check_rejects(self, reasons: Counter[str], accepted: int) -> None:
         """ValueError when too little of the source is usable. Files that are no images, and copies, do not count."""
-        reasons = Counter({reason: num for reason, num in reasons.items() if reason not in (NOT_AN_IMAGE_FILE, COPY)})
+        reasons = Counter({reason: num for reason, num in reasons.items() if reason not in (*NO_IMAGES, COPY)})
         rejected = reasons.total()
         worst = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
         if not accepted:

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from genmodels.config import DatasetConfig
 from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.fields import Reject
-from genmodels.data.folder import printable
 from genmodels.data.images import is_upscaled, pyramid_sizes
 from genmodels.data.journal import Journal
+from genmodels.data.names import printable
 from genmodels.data.shards import INDEX_SCHEMA, MANIFEST_FILE, REJECTS_FILE, TableFile, index_name
 from genmodels.files import sha256_file
 

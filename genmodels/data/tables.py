@@ -18,50 +18,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from genmodels.data.captions import words
+from genmodels.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Row, Table, fault, listed
 from genmodels.data.tree import Tree
 from genmodels.text import nearest
 
-IMAGE_COLUMNS = ("file", "image", "filename", "file_name", "image_id")
-CAPTION_COLUMNS = ("caption", "text", "description")
-BINARY = {"0": 0, "1": 1, "-1": 0}
-MAX_VALUES = 40  # of a column that becomes one attribute a value
-MAX_LISTED = 12  # choices of an error
 UNDECODABLE = "utf-8", "surrogateescape"  # bytes that are no UTF-8 are found where they stand, cell by cell
 
 
-class Row(NamedTuple):
-    """What a table says of one image."""
-
-    number: int
-    file: str  # the image's path in the source
-    cells: list[str]  # in the order of the table's columns
-
-
-class Table(NamedTuple):
-    """A table whose rows belong to images of the source."""
-
-    name: str  # relative to the source
-    where: str  # as messages show it
-    columns: list[str]
-    rows: list[Row]
-    repeats: bool  # several rows of one image
-
-    def column(self, name: str) -> dict[str, str]:
-        """The column's value of each image; empty cells are left out. ValueError where two rows disagree."""
-        place, seen = self.columns.index(name), dict[str, Row]()
-        values = {row.file: row.cells[place] for row in self.rows if row.cells[place]}
-        for row in self.rows if self.repeats else ():
-            first = seen.setdefault(row.file, row)
-            if first.cells[place] != row.cells[place]:
-                what = f"{row.cells[place]!r}, but row {first.number} says {first.cells[place]!r} of the same image"
-                raise _fault(self.where, row.number, name, what)
-        return values
-
-
-class Tables:
+class Tables(Columns):
     """All that a folder's tables say of its images.
 
     `files` are the usable images and `refused` the others, with the reason, as paths in the folder; a row of a
@@ -76,8 +42,11 @@ class Tables:
             self._by_name[os.path.basename(file)].append(file)
         self._known = {*files, *refused}
         self._caption_table = self._first(CAPTION_TABLES)
-        self._attribute_table = self._first(ATTRIBUTE_TABLES)
-        _check_unique(self._attribute_table)
+        self._binary_table = self._first(ATTRIBUTE_TABLES)
+        _check_unique(self._binary_table)
+        names = [table.name for table in (self._binary_table, self._caption_table) if table]
+        nowhere = f"{tree.name}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
+        super().__init__(self._binary_table, self._caption_table, " or ".join(names) or nowhere)
         self._sidecars = {} if self._caption_table else self._find_sidecars()
 
     def captions(self) -> dict[str, tuple[str, ...]] | None:
@@ -93,61 +62,10 @@ class Tables:
         rows: dict[tuple[str, ...], int] = {}
         for row in table.rows:
             if (first := rows.setdefault((row.file, *row.cells), row.number)) != row.number:
-                raise _fault(table.where, row.number, None, f"repeats row {first}")
+                raise fault(table.where, row.number, None, f"repeats row {first}")
             if words(row.cells[place]):
                 captions[row.file].append(row.cells[place])
         return {file: tuple(found) for file, found in captions.items()}
-
-    def attributes(self, wanted: Sequence[str] | None) -> dict[str, dict[str, int]]:
-        """By attribute's name, 0 or 1 of each image whose cell is not empty.
-
-        `wanted` None: every column of the attribute table that holds 0 and 1, or -1 and 1, alone. Otherwise as
-        named: such a column; another column, which becomes one attribute NAME_VALUE a value; NAME=VALUE, one of these.
-        """
-        if wanted is None:
-            table = self._attribute_table
-            names = [name for name in table.columns if name not in IMAGE_COLUMNS] if table else []
-            return {name: values for name in names if (values := _binary(self.column(name, "attributes")))}
-        found: dict[str, dict[str, int]] = {}
-        for name in wanted:
-            for attribute, values in self._chosen(name).items():
-                if attribute in found:
-                    raise ValueError(f"attributes: {attribute!r} comes twice in {', '.join(wanted)}")
-                found[attribute] = values
-        return found
-
-    def _chosen(self, name: str) -> dict[str, dict[str, int]]:
-        column, equals, value = name.partition("=")
-        if not equals or name in self.columns:
-            values = self.column(name, "attributes")
-            if binary := _binary(values):
-                return {name: binary}
-            choices = sorted(set(values.values()), key=_by_number)
-            if len(choices) > MAX_VALUES:
-                raise ValueError(
-                    f"attributes: column {name!r} has {len(choices)} values, at most {MAX_VALUES} become attributes; "
-                    f"name some, as {name}={choices[0]}"
-                )
-            return {f"{name}_{choice}": _is(values, choice) for choice in choices}
-        values = self.column(column, "attributes")
-        if value not in (choices := sorted(set(values.values()), key=_by_number)):
-            raise ValueError(f"attributes: no {value!r} in column {column!r}; choices: {_listed(choices)}")
-        return {f"{column}_{value}": _is(values, value)}
-
-    def column(self, name: str, setting: str) -> dict[str, str]:
-        """A column's value of each image, from whichever table has it; `setting` is what asks for it."""
-        for table in self._tables:
-            if name in table.columns:
-                return table.column(name)
-        choices = [choice for choice in self.columns if choice not in IMAGE_COLUMNS]
-        raise ValueError(
-            f"{setting}: no column {name!r}{nearest(name, choices)} in {self._where()}; choices: {_listed(choices)}"
-        )
-
-    @property
-    def columns(self) -> list[str]:
-        """Every column of every table."""
-        return [column for table in self._tables for column in table.columns]
 
     def describe(self, attributes: Iterable[str], num_captions: int) -> list[str]:
         """What was found, in a few words each."""
@@ -155,19 +73,11 @@ class Tables:
         if self._caption_table or self._sidecars:
             name = self._caption_table.name if self._caption_table else "a .txt an image"
             found.append(f"{name} with {num_captions:,} captions")
-        if self._attribute_table:
-            found.append(f"{self._attribute_table.name} with attributes {', '.join(attributes) or 'none'}")
+        if self._binary_table:
+            found.append(f"{self._binary_table.name} with attributes {', '.join(attributes) or 'none'}")
         ignored = [name for name in (*CAPTION_TABLES, *ATTRIBUTE_TABLES) if self._is_there(name)]
         ignored = [name for name in ignored if name not in self.used]
         return found + ([f"ignored: {', '.join(ignored)}"] if ignored else [])
-
-    @property
-    def _tables(self) -> list[Table]:
-        return [table for table in (self._attribute_table, self._caption_table) if table]
-
-    def _where(self) -> str:
-        names = [table.name for table in self._tables]
-        return " or ".join(names) or f"{self._tree.name}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
 
     def _is_there(self, name: str) -> bool:
         if name in self._refused and self._refused[name] != self._not_an_image:
@@ -213,13 +123,13 @@ class Tables:
         for column in columns:
             _check_text(path, 1, None, column)
         if len(set(columns)) < len(columns):
-            raise _fault(path, 1, None, f"two columns have one name: {_listed(columns)}")
+            raise fault(path, 1, None, f"two columns have one name: {listed(columns)}")
         name = _one_of(path, columns, IMAGE_COLUMNS, "image")
         place, rows = columns.index(name), []
         for number, cells in lines:
             if len(cells) != len(columns):
-                what = f"{len(cells)} values for {len(columns)} columns ({_listed(columns)}); quote values with commas"
-                raise _fault(path, number, None, what)
+                what = f"{len(cells)} values for {len(columns)} columns ({listed(columns)}); quote values with commas"
+                raise fault(path, number, None, what)
             for column, cell in () if "".join(cells).isascii() else zip(columns, cells, strict=True):
                 _check_text(path, number, column, cell)
             file = self._find(path, number, name, cells[place])
@@ -231,25 +141,16 @@ class Tables:
         """The image that a row means: by its path in the source, or by its name where only one image has it."""
         plain = os.path.normpath(name)
         if os.path.isabs(plain) or plain.split("/")[0] == "..":
-            raise _fault(path, number, column, f"{name!r} is no path inside the folder")
+            raise fault(path, number, column, f"{name!r} is no path inside the folder")
         if plain in self._known:
             return plain
         found = self._by_name.get(plain, [])
         if len(found) > 1:
-            raise _fault(path, number, column, f"{name!r} is the name of several images: {_listed(sorted(found))}")
+            raise fault(path, number, column, f"{name!r} is the name of several images: {listed(sorted(found))}")
         if not found:
             close = nearest(name, islice(self._files if "/" in name else self._by_name, 2000))
-            raise _fault(path, number, column, f"no image {name!r} in {self._tree.name}{close}")
+            raise fault(path, number, column, f"no image {name!r} in {self._tree.name}{close}")
         return found[0]
-
-
-def _fault(path: str, row: int, column: str | None, what: str) -> ValueError:
-    message = f"{path} row {row}{f', column {column}' if column else ''}: {what}"
-    return ValueError(" ".join(message.encode("utf-8", "backslashreplace").decode().split()))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (" ..." if len(names) > MAX_LISTED else "") or "none"
 
 
 def _check_unique(table: Table | None) -> None:
@@ -258,7 +159,7 @@ def _check_unique(table: Table | None) -> None:
     seen: dict[str, int] = {}
     for row in table.rows:
         if (first := seen.setdefault(row.file, row.number)) != row.number:
-            raise _fault(table.where, row.number, None, f"{row.file!r} stands in row {first} already")
+            raise fault(table.where, row.number, None, f"{row.file!r} stands in row {first} already")
 
 
 def _one_of(path: str, columns: Sequence[str], choices: Sequence[str], what: str) -> str:
@@ -266,34 +167,14 @@ def _one_of(path: str, columns: Sequence[str], choices: Sequence[str], what: str
     for choice in choices:
         if choice in columns:
             return choice
-    raise _fault(path, 1, None, f"no column {what!r}; choices: {', '.join(choices)}; found: {_listed(columns)}")
+    raise fault(path, 1, None, f"no column {what!r}; choices: {', '.join(choices)}; found: {listed(columns)}")
 
 
 def _check_text(path: str, row: int, column: str | None, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _fault(path, row, column, "not UTF-8; save the file in that encoding") from None
-
-
-def _binary(values: Mapping[str, str]) -> dict[str, int]:
-    """0 or 1 of each image; empty where the column holds anything else."""
-    kinds = set(values.values())
-    if not (kinds <= {"0", "1"} or kinds <= {"-1", "1"}):
-        return {}
-    return {file: BINARY[value] for file, value in values.items()}
-
-
-def _is(values: Mapping[str, str], wanted: str) -> dict[str, int]:
-    return {file: int(value == wanted) for file, value in values.items()}
-
-
-def _by_number(text: str) -> tuple[float, str]:
-    """2 before 10; words after numbers, by alphabet."""
-    try:
-        return float(text), text
-    except ValueError:
-        return float("inf"), text
+        raise fault(path, row, column, "not UTF-8; save the file in that encoding") from None
 
 
 # Files -> (row, cells); the first is the header
@@ -310,7 +191,7 @@ def _csv(path: str, text: str) -> Lines:
             if cells:
                 yield number, [sys.intern(cell.strip()) for cell in cells]
     except csv.Error as error:
-        raise _fault(path, number + 1, None, str(error)) from None
+        raise fault(path, number + 1, None, str(error)) from None
 
 
 def _jsonl(path: str, text: str) -> Lines:
@@ -322,14 +203,14 @@ def _jsonl(path: str, text: str) -> Lines:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _fault(path, number, None, f"no JSON ({error})") from None
+            raise fault(path, number, None, f"no JSON ({error})") from None
         if not isinstance(values, dict):
-            raise _fault(path, number, None, "no JSON object")
+            raise fault(path, number, None, "no JSON object")
         if not columns:
             columns = list(values)
             yield number, columns
         if missing := [column for column in columns if column not in values]:
-            raise _fault(path, number, missing[0], f"missing; found: {_listed(list(values))}")
+            raise fault(path, number, missing[0], f"missing; found: {listed(list(values))}")
         several = next((c for c in columns if c in CAPTION_COLUMNS and isinstance(values[c], list)), None)
         for caption in values[several] if several else [None]:
             yield number, [_plain(caption if column == several else values[column]) for column in columns]
@@ -345,7 +226,7 @@ def _celeba(path: str, text: str) -> Lines:
     lines = text.splitlines()
     count, names = (lines + ["", ""])[:2]
     if not count.strip().isdigit():
-        raise _fault(path, 1, None, f"expected the number of images, got {count[:40]!r}")
+        raise fault(path, 1, None, f"expected the number of images, got {count[:40]!r}")
     columns = names.split()
     yield 2, ["image", *columns]
     num = 0
@@ -354,7 +235,7 @@ def _celeba(path: str, text: str) -> Lines:
             num += 1
             yield number, [sys.intern(cell.strip()) for cell in line.rsplit(maxsplit=len(columns))]
     if num != int(count):
-        raise _fault(path, 1, None, f"says {int(count)} images, {num} follow")
+        raise fault(path, 1, None, f"says {int(count)} images, {num} follow")
 
 
 CAPTION_TABLES: dict[str, Reader] = {"captions.csv": _csv, "captions.jsonl": _jsonl}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from genmodels.data.remote import filesystem, retried
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+BUFFER = 1 << 20  # bytes; what one request fetches of a file that is read in order
 
 
 class Tree(Protocol):
@@ -21,8 +26,11 @@ class Tree(Protocol):
     def scan(self) -> Iterator[tuple[str, str | None]]:
         """Every file's relative path, with the reason to refuse it (None: none), sorted; hidden ones are skipped."""
 
-    def read(self, file: str) -> bytes:
-        """A file's bytes; OSError where it cannot be read."""
+    def read(self, file: str, start: int = 0, length: int | None = None) -> bytes:
+        """A file's bytes, or those of a range inside it; OSError where it cannot be read."""
+
+    def size(self, file: str) -> int:
+        """How many bytes the file has."""
 
     def stamp(self, file: str) -> bytes:
         """What changes when the file does; reads no content."""
@@ -33,19 +41,33 @@ def is_url(source: str) -> bool:
     return bool(URL.match(source))
 
 
-def open_tree(source: str, root: Path) -> Tree:
-    """The folder or URL `source`; relative folders start at `root`."""
-    return RemoteTree(source) if is_url(source) else LocalTree(root / Path(source).expanduser())
+def is_file(source: str, root: Path) -> bool:
+    """Whether `source` names one file, and no folder."""
+    if not is_url(source):
+        return (root / Path(source).expanduser()).is_file()
+    fs, path = filesystem(source)
+    try:
+        return bool(retried(lambda: fs.info(path), source)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def open_tree(source: str, root: Path, only: tuple[str, ...] | None = None) -> Tree:
+    """The folder or URL `source`, or `only` these files of it; relative folders start at `root`."""
+    return RemoteTree(source, only) if is_url(source) else LocalTree(root / Path(source).expanduser(), only)
 
 
 class LocalTree:
-    """A folder of this machine. Links that lead out of it are refused."""
+    """A folder of this machine, or `only` these files of it. Links that lead out of the folder are refused."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.name = folder.resolve(), str(folder)
+    def __init__(self, folder: Path, only: tuple[str, ...] | None = None):
+        self.folder, self.name, self._only = folder.resolve(), str(folder), only
 
     def scan(self) -> Iterator[tuple[str, str | None]]:
         """Files and links to folders; a sub-folder that cannot be read is refused as a whole."""
+        if self._only is not None:  # named one by one: links are meant
+            yield from ((file, None) for file in sorted(self._only) if (self.folder / file).is_file())
+            return
         unreadable: list[tuple[str, str | None]] = []
 
         def note(error: OSError) -> None:
@@ -69,22 +91,29 @@ class LocalTree:
             return "link to a folder"
         return None if os.path.isfile(path) else "not a regular file"
 
-    def read(self, file: str) -> bytes:
-        """The file's bytes."""
-        return (self.folder / file).read_bytes()
+    def read(self, file: str, start: int = 0, length: int | None = None) -> bytes:
+        """The file's bytes, or those of a range."""
+        with (self.folder / file).open("rb", buffering=0 if length is not None else -1) as opened:
+            opened.seek(start)
+            return opened.read(-1 if length is None else length)
+
+    def size(self, file: str) -> int:
+        """How many bytes the file has."""
+        return (self.folder / file).stat().st_size
 
     def stamp(self, file: str) -> bytes:
         """Size and time of change, of a link itself where it leads out."""
         path = self.folder / file
-        status = path.stat() if path.is_file() and not self._refusal(file) else path.lstat()
+        inside = path.is_file() and (self._only is not None or not self._refusal(file))
+        status = path.stat() if inside else path.lstat()
         return b"%d\0%d" % (status.st_size, status.st_mtime_ns)
 
 
 class RemoteTree:
-    """What an fsspec URL holds. A file is fetched when it is read; an outage of a minute is waited for."""
+    """What an fsspec URL holds, or `only` these files of it. Fetched when read; an outage of a minute is waited for."""
 
-    def __init__(self, url: str):
-        self.name = url.rstrip("/")
+    def __init__(self, url: str, only: tuple[str, ...] | None = None):
+        self.name, self._only = url.rstrip("/"), only
         self._files: dict[str, dict[str, Any]] | None = None
 
     def scan(self) -> Iterator[tuple[str, str | None]]:
@@ -93,6 +122,9 @@ class RemoteTree:
             yield file, None
 
     def _listing(self) -> dict[str, dict[str, Any]]:
+        if self._files is None and self._only is not None:
+            abouts = {file: self._about(file) for file in sorted(self._only)}
+            self._files = {file: about for file, about in abouts.items() if about}
         if self._files is None:
             fs, top = filesystem(self.name)
             found = retried(lambda: fs.find(top, detail=True), self.name)
@@ -103,10 +135,33 @@ class RemoteTree:
             self._files = dict(sorted(names.items()))
         return self._files
 
-    def read(self, file: str) -> bytes:
-        """The object's bytes."""
+    def _about(self, file: str) -> dict[str, Any]:
+        """What the store says of one object; nothing where there is none."""
         fs, top = filesystem(self.name)
-        return retried(lambda: fs.cat_file(f"{top}/{file}"), f"{self.name}/{file}")
+        try:
+            return dict(retried(lambda: fs.info(f"{top}/{file}"), f"{self.name}/{file}"))
+        except FileNotFoundError:
+            return {}
+
+    def read(self, file: str, start: int = 0, length: int | None = None) -> bytes:
+        """The object's bytes, or those of a range."""
+        fs, top = filesystem(self.name)
+        if length is None:
+            return bytes(retried(lambda: fs.cat_file(f"{top}/{file}", start=start or None), f"{self.name}/{file}"))
+        if length == 0:  # no range of HTTP is empty
+            return b""
+        end = start + length
+        data = bytes(retried(lambda: fs.cat_file(f"{top}/{file}", start=start, end=end), f"{self.name}/{file}"))
+        if len(data) > length:
+            raise OSError(0, "the server sends no byte ranges")
+        return data
+
+    def size(self, file: str) -> int:
+        """How many bytes the object has."""
+        size = (self._about(file) if self._files is None else self._files[file]).get("size")
+        if size is None:
+            raise OSError(0, "the server tells no size")
+        return int(size)
 
     def stamp(self, file: str) -> bytes:
         """Size and the store's own mark of the content."""
@@ -115,4 +170,40 @@ class RemoteTree:
         return f"{about.get('size')}\0{mark}".encode()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"name": self.name, "_files": None}  # a worker process lists nothing
+        return {"name": self.name, "_only": self._only, "_files": None}  # a worker process lists nothing
+
+
+class TreeFile(io.RawIOBase):
+    """A file of a tree as Python's file objects are, for readers that seek. Fetches what is read, and no more."""
+
+    def __init__(self, tree: Tree, file: str):
+        self._tree, self._file, self._position, self._size = tree, file, 0, tree.size(file)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place from the start, from here, or from the end."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Reads at most so many bytes as the buffer takes."""
+        view = memoryview(buffer).cast("B")
+        length = min(len(view), self._size - self._position)
+        if length <= 0:
+            return 0
+        data = self._tree.read(self._file, self._position, length)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def open_file(tree: Tree, file: str) -> io.BufferedReader:
+    """A file of the tree, opened for reading in any order; best in its own."""
+    return io.BufferedReader(TreeFile(tree, file), BUFFER)

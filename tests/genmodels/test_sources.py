@@ -10,7 +10,8 @@ from PIL import Image
 
 from genmodels.config import DatasetConfig
 from genmodels.data import remote
-from genmodels.data.folder import LAYOUTS, NOT_AN_IMAGE_FILE, FolderSource
+from genmodels.data.folder import FolderSource
+from genmodels.data.names import LAYOUTS, NOT_AN_IMAGE_FILE
 from genmodels.data.sources import open_source
 from genmodels.data.tree import LocalTree
 

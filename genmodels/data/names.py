@@ -1,0 +1,78 @@
+"""What the names of files say: which are images, the keys of their samples, and the split they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+
+from genmodels.data.fields import Reject
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+NOT_AN_IMAGE_FILE = "not an image file"
+A_PICKLE = "a pickle, which is never read"
+NO_IMAGES = frozenset({NOT_AN_IMAGE_FILE, A_PICKLE})  # rejects that are no fault of the images
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+LAYOUTS = (
+    "images in one folder, one sub-folder a class, train/ and test/ (or val/) of either, "
+    "or trainA/ and trainB/ (and testA/, testB/); or archives: MNIST's idx-ubyte files, CIFAR's python batches, "
+    ".parquet files, WebDataset's .tar files"
+)
+MAX_KEY = 80  # characters; with hash and extension a tar header holds the name
+SPLIT_NAME = re.compile(rf"(?:^|[/_-])({'|'.join(SPLIT_NAMES)})(?=[/_.-]|$)")
+
+
+def is_image_name(file: str) -> bool:
+    """Whether the file's name is that of an image."""
+    return os.path.splitext(file)[1].lower() in EXTENSIONS
+
+
+def held_out_name(names: AbstractSet[str]) -> str | None:
+    """Which of these names of splits is held out beside `train`: test before val; None where one side is missing."""
+    others = names & (SPLIT_NAMES.keys() - {"train"})
+    return ("test" if "test" in others else min(others)) if "train" in names and others else None
+
+
+def named_splits(files: Sequence[str]) -> tuple[dict[str, str | None], list[Reject], str]:
+    """The split of each archive that is used, by its name or folder (train-0.tar, test/0.tar); rejects; a few words.
+
+    Where there are not both, train and something held out, every split is None and all are used.
+    """
+    names = {file: (SPLIT_NAME.findall(file) or [""])[-1] for file in files}
+    held_out = held_out_name(set(names.values()))
+    if not held_out:
+        return dict.fromkeys(files), [], ""
+    splits: dict[str, str | None] = {
+        file: SPLIT_NAMES[name] for file, name in names.items() if name in ("train", held_out)
+    }
+    rejects = [Reject(file, f"neither train nor {held_out}") for file, name in names.items() if not name]
+    ignored = sorted(set(names.values()) - {"train", held_out, ""})
+    return splits, rejects, f", train and {held_out}" + (f" (ignored: {', '.join(ignored)})" if ignored else "")
+
+
+def keys(files: Sequence[str]) -> list[str]:
+    """Unique names of [A-Za-z0-9_/-]: the path without its extension, with a hash where that is not enough."""
+    stems = [os.path.splitext(file)[0] for file in files]
+    plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", stem)[:MAX_KEY] for stem in stems]
+    count = Counter(plain)
+
+    def key(file: str, stem: str, name: str) -> str:
+        # A name that already looks hashed gets a hash too, so no file can take another's key.
+        if name == stem and count[name] == 1 and not re.search(r"-x[0-9a-f]{12}$", name):
+            return name
+        return f"{name}-x{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
+
+    return [key(*each) for each in zip(files, stems, plain, strict=True)]
+
+
+def others(scan: Iterable[tuple[str, str | None]], used: Collection[str]) -> list[Reject]:
+    """The files of a folder that its images do not come from."""
+    return [Reject(file, refusal or NOT_AN_IMAGE_FILE) for file, refusal in scan if refusal or file not in used]
+
+
+def printable(name: str) -> str:
+    """`name` as valid Unicode: file names may hold any bytes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,31 @@
+"""What the samples of an archive say of themselves, as columns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from genmodels.data.columns import Columns, Values
+from genmodels.data.roles import Roles
+
+
+class Told:
+    """Labels, captions, attributes and further columns, each by the file of the record; nothing is said by silence."""
+
+    def __init__(self) -> None:
+        self.labels: dict[str, str] = {}
+        self.captions: dict[str, tuple[str, ...]] = {}
+        self.attributes: dict[str, dict[str, str]] = defaultdict(dict)  # by name: what are attributes unless chosen
+        self.values: dict[str, dict[str, str]] = defaultdict(dict)  # by name: what a configuration may name
+
+    def roles(self, attributes: Sequence[str] | None, label: str | None, split_by: str | None, where: str) -> Roles:
+        """The roles that these settings of the configuration give; `where` is how messages call the columns."""
+        columns = Columns(Values(self.attributes), Values(self.values), where)
+        roles = columns.roles(attributes, label, split_by, self.captions or None)
+        return roles if label else roles._replace(labels=self.labels or None)
+
+
+def named_columns(attributes: Sequence[str] | None, label: str | None, split_by: str | None) -> dict[str, str]:
+    """Every name that these settings may mean a column by, with the setting; of NAME=VALUE both readings."""
+    named = {name: "attributes" for each in attributes or () for name in (each.partition("=")[0], each)}
+    return named | ({label: "label"} if label else {}) | ({split_by: "split_by"} if split_by else {})
