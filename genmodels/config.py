@@ -45,14 +45,17 @@ class DatasetConfig(Strict):
 
     source: str = Field(
         description="a folder or an fsspec URL (s3://bucket/photos): flat, one folder a class, train/ and test/ of "
-        "either, or trainA/trainB; or the words 'sprites' (pictures) and "
+        "either, or trainA/trainB; an archive or a folder of such: MNIST's idx-ubyte files, CIFAR's python batches, "
+        ".parquet, WebDataset's .tar; or the words 'sprites' (pictures) and "
         "'ring' (points of the plane as images of one pixel and two channels)"
     )
-    label: str | None = Field(None, description="the tables' column that names an image's class; null: its folder does")
+    label: str | None = Field(
+        None, description="the column that names an image's class; null: its folder or archive does"
+    )
     attributes: tuple[str, ...] | None = Field(
         None,
-        description="null: every 0/1 column of attributes.csv; NAME: a column, one attribute a value where it is not "
-        "0/1; NAME=VALUE: one of its values",
+        description="null: every 0/1 column of attributes.csv or of a .parquet; NAME: a column, one attribute a value "
+        "where it is not 0/1; NAME=VALUE: one of its values",
     )
     split_by: str | None = Field(
         None, description="column whose equal values stay in one split: all pictures of one person, of one drawing"

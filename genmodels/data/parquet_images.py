@@ -18,7 +18,7 @@ from genmodels.data.listed import ListedSource, Piece
 from genmodels.data.names import keys, named_splits, others
 from genmodels.data.parquet_columns import tell
 from genmodels.data.spool import Spool
-from genmodels.data.told import Told
+from genmodels.data.told import Told, summary
 from genmodels.data.tree import Tree, open_file
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg", "webp")
@@ -62,10 +62,7 @@ class ParquetSource(ListedSource):
                 records += pieces
         roles = told.roles(attributes, label, split_by, tree.name)
         described = roles.described(records, rejects)
-        found = f"Parquet files ({len(splits)}{found}): {len(described)} images"
-        if told.captions:
-            found += f" with {sum(len(record.captions) for record in described):,} captions"
-        found = "; ".join([found, *roles.words])
+        found = summary(f"Parquet files ({len(splits)}{found})", roles, described)
         super().__init__(tree, described, rejects, [file for file, _ in scan], found, roles.attributes)
 
     def read(self, record: Record) -> bytes:

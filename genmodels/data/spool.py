@@ -16,7 +16,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Spool:
-    """Temporary files by name, in a folder that ends with the object (or the process) that made it.
+    """Temporary files by name, in a folder that ends with the object that made it; a killed process leaves it.
 
     Samples are read in the order of a hash, so what is compressed in long runs would be decompressed once a sample.
     Pickled, it is the same folder in another process.

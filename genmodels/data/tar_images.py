@@ -23,7 +23,7 @@ from genmodels.data.listed import ListedSource, Piece
 from genmodels.data.names import A_PICKLE, NOT_AN_IMAGE_FILE, is_image_name, keys, named_splits, others
 from genmodels.data.tar_members import tar_members
 from genmodels.data.tar_texts import TEXTS, read_texts
-from genmodels.data.told import Told, named_columns
+from genmodels.data.told import Told, named_columns, summary
 from genmodels.data.tree import Tree, open_file
 
 PACKED = (".tar.gz", ".tgz")
@@ -76,10 +76,7 @@ class TarSource(ListedSource):
             records += _records(tar, split, samples.values(), told, wanted, rejects)
         roles = told.roles(attributes, label, split_by, f"the .json members of {tree.name}")
         described = roles.described(records, rejects)
-        found = f"WebDataset tars ({len(splits)}{found}): {len(described)} images"
-        if told.captions:
-            found += f" with {sum(len(record.captions) for record in described):,} captions"
-        found = "; ".join([found, *roles.words])
+        found = summary(f"WebDataset tars ({len(splits)}{found})", roles, described)
         super().__init__(tree, described, rejects, [file for file, _ in scan], found, roles.attributes)
 
     def read(self, record: Record) -> bytes:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from genmodels.data.columns import Columns, Values
+from genmodels.data.fields import Record
 from genmodels.data.roles import Roles
 
 
@@ -23,6 +24,13 @@ class Told:
         columns = Columns(Values(self.attributes), Values(self.values), where)
         roles = columns.roles(attributes, label, split_by, self.captions or None)
         return roles if label else roles._replace(labels=self.labels or None)
+
+
+def summary(what: str, roles: Roles, records: Sequence[Record]) -> str:
+    """An archive's description in one line: what it is, how many images, and what is said of them."""
+    num_captions = sum(len(record.captions) for record in records)
+    with_captions = f" with {num_captions:,} captions" if num_captions else ""
+    return "; ".join([f"{what}: {len(records)} images{with_captions}", *roles.words])
 
 
 def named_columns(attributes: Sequence[str] | None, label: str | None, split_by: str | None) -> dict[str, str]:
