@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmodels.data.captions import encode
+from genmodels.data.order import Stream
 from genmodels.data.reader import ShardReader, paired_ids
 from genmodels.data.shards import open_shards
 from genmodels.model import Batch, mix_seed
 from genmodels.text import nearest
 
-WINDOW = 16  # shards; within so many the samples are shuffled
-
 Field = Callable[
     [NDArray[np.int64], NDArray[np.bool_]], Tensor
 ]  # (sample numbers, which to mirror) -> a batch's values
-
-
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
-    """The order of an epoch: sample numbers, int64 [N], each of them once.
-
-    The shards are permuted; then samples are shuffled within every `window` consecutive shards, so that a cache of
-    `window` shards streams well. A pure function: ranks of raw Philox words (Salmon et al. 2011).
-    """
-    sizes = np.asarray(shard_sizes, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    words = np.random.Philox(key=mix_seed(seed, epoch)).random_raw(len(sizes) + int(sizes.sum()))
-    shards = np.argsort(words[: len(sizes)], kind="stable")
-    order = np.concatenate([np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in shards])
-    words, done = words[len(sizes) :], 0
-    for first in range(0, len(shards), window):
-        num = int(sizes[shards[first : first + window]].sum())
-        ranks = np.argsort(words[done : done + num], kind="stable")
-        order[done : done + num] = order[done : done + num][ranks]
-        done += num
-    return order
-
-
-class Stream:
-    """An endless sequence of sample numbers over shards, addressed by position."""
-
-    def __init__(self, shard_sizes: Sequence[int], seed: int):
-        self.num, self._seed = sum(shard_sizes), seed
-        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_sizes, seed, epoch))
-
-    def ids(self, first: int, num: int) -> NDArray[np.int64]:
-        """The numbers at positions first .. first + num - 1."""
-        parts = []
-        while num:
-            epoch, offset = divmod(first, self.num)
-            part = self._order(epoch)[offset : offset + num]
-            parts.append(part)
-            first, num = first + len(part), num - len(part)
-        return np.concatenate(parts)
-
-    def mirrored(self, first: int, num: int) -> NDArray[np.bool_]:
-        """A fair coin for each of the positions first .. first + num - 1."""
-        block, skip = divmod(first, 4)  # a Philox block is four words
-        words = np.random.Philox(key=mix_seed(self._seed, -1), counter=block).random_raw(skip + num)
-        return (words[skip:] >> np.uint64(63)).astype(bool)
 
 
 class Loader(Iterator[Batch]):
