@@ -39,6 +39,7 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
         f"{dataset}: {spec.num_train:,} training and {spec.num_test:,} held-out images of"
         f" {'/'.join(map(str, spec.sizes))} px, {len(spec.classes)} classes{domains},"
         f" {manifest.counts['rejected']:,} rejected, digest {spec.digest[:12]}"
+        f"{f', shards in {manifest.store}' if manifest.store else ''}"
     )
 
 

@@ -41,6 +41,7 @@ from genmodels.data.shards import (
 from genmodels.data.sources import open_source
 from genmodels.data.splits import assign_splits, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
+from genmodels.data.store import Store, Upload, adopt, stored_fingerprint
 from genmodels.files import sha256_file, write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -79,33 +80,47 @@ def prepare(
     """Makes the folder `out` of the source that `config` names; returns at once where nothing has changed.
 
     `root` is where relative sources start. `num_processes` None: as many as the machine and the source are worth.
-    What `out` held before stays until the new data set is complete. ValueError when no image is usable, or more than
-    `config.max_reject_fraction` are not; OSError names path and bytes needed when the disk is full.
+    Where the configuration names a store, that takes the shards, each as soon as it is finished, and copies of all
+    else; `out` keeps the tables. What `out` held before stays until the new data set is complete. ValueError when no
+    image is usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the
+    disk is full.
     """
     out = Path(out).absolute()
     source = open_source(config, Path(root))
     fingerprint = _fingerprint(name, config, source)
-    if found := _unchanged(out, fingerprint):
+    if found := _unchanged(out, config.store, fingerprint):
         return found
-    records = _chosen(source, config)
+    records, upload = _chosen(source, config), Upload(config.store) if config.store else None
     with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
-        return _Preparation(name, config, source, records, fingerprint).run(folder, num_processes, progress)
+        return _Preparation(name, config, source, records, fingerprint, upload).run(folder, num_processes, progress)
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
-    identity = [FORMAT, name, config.model_dump(mode="json"), source.fingerprint()]
+    identity = [FORMAT, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
-    """The data set in `out` if it is that of `fingerprint` and undamaged. ValueError if `out` is something else."""
+def _unchanged(out: Path, store: str | None, fingerprint: str) -> DataSpec | None:
+    """The data set in `out`, or in the store, if it is that of `fingerprint` and undamaged.
+
+    ValueError if `out` is something else.
+    """
     if out.exists() and not (out / DATASET_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no data set; choose another folder or remove it")
+    if not (found := _whole(out, store, fingerprint)) and store and stored_fingerprint(store) == fingerprint:
+        adopt(store, out)
+        found = _whole(out, store, fingerprint)
+    return found
+
+
+def _whole(out: Path, store: str | None, fingerprint: str) -> DataSpec | None:
     try:
         manifest = open_shards(out)
     except ValueError:  # none, or damaged: made anew
         return None
-    return manifest.spec if manifest.fingerprint == fingerprint else None
+    if (manifest.fingerprint, manifest.store) != (fingerprint, store):
+        return None
+    return None if store and Store(store).missing(manifest) else manifest.spec
 
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
@@ -121,17 +136,26 @@ def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
-    """About what the shards take on disk; encodings other than raw take less."""
+    """About what the shards take on disk; encodings other than raw take less. A store leaves the open ones here."""
     sizes = pyramid_sizes(config.image_size, config.pyramid)
+    num_records = min(num_records, 2 * config.shard_size) if config.store else num_records
     return num_records * sum(size * size * config.channels + 2048 for size in sizes)
 
 
 class _Preparation:
     """One run of `prepare`: decoded samples go into shards, their descriptions into tables."""
 
-    def __init__(self, name: str, config: DatasetConfig, source: Source, records: list[Record], fingerprint: str):
+    def __init__(
+        self,
+        name: str,
+        config: DatasetConfig,
+        source: Source,
+        records: list[Record],
+        fingerprint: str,
+        upload: Upload | None,
+    ):
         self.name, self.config, self.source, self.records = name, config, source, records
-        self.fingerprint = fingerprint
+        self.fingerprint, self.upload = fingerprint, upload
         self.decoder = Decoder(source, config, len(records[0].parts) if records else 0)
         self.rejects = list(source.rejects)
         self.rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
@@ -139,7 +163,8 @@ class _Preparation:
     def run(self, folder: Path, num_processes: int | None, progress: Progress | None) -> DataSpec:
         """Writes everything into `folder`, dataset.json last."""
         with ExitStack() as stack:
-            writers = {split: ShardWriter(folder, split, self.config.shard_size) for split in ("train", "test")}
+            take, num = self.upload.take if self.upload else None, self.config.shard_size
+            writers = {split: ShardWriter(folder, split, num, take) for split in ("train", "test")}
             for writer in writers.values():
                 stack.callback(writer.abort)
             for split, sample in self._samples(num_processes, progress):
@@ -160,8 +185,11 @@ class _Preparation:
             counts=self._counts(),
             shards=shards,
             tables=self._write_tables(folder, list(writers.values())),
+            store=self.config.store,
         )
         write_json(folder / DATASET_FILE, manifest.to_json())
+        if self.upload:
+            self.upload.finish(manifest)
         return spec
 
     def _write_tables(self, folder: Path, writers: list[ShardWriter]) -> tuple[TableFile, ...]:

@@ -4,6 +4,8 @@
 index-<size>.parquet         where in its tar each image's payload lies
 manifest.parquet             what each sample is and what it was made of; rejects.parquet: what was left out
 dataset.json                 written last: the DataSpec, every file's sha256, counts, the digest of all
+
+The tars may lie in a store instead (genmodels.data.store), which dataset.json then names.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,6 +87,7 @@ class Manifest:
     counts: dict[str, Any]
     shards: tuple[ShardFile, ...]
     tables: tuple[TableFile, ...]
+    store: str | None = None  # URL of the place that holds the shards; None: the folder does
 
     @property
     def files(self) -> list[ShardFile | TableFile]:
@@ -93,7 +96,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for dataset.json."""
-        return {
+        place = {"store": self.store} if self.store else {}  # says nothing where there is none, as before stores
+        return place | {
             "format": FORMAT,
             "spec": self.spec.to_json(),
             "encoding": self.encoding,
@@ -115,18 +119,24 @@ def data_digest(spec: DataSpec, encoding: str, shards: Sequence[ShardFile]) -> s
 def open_shards(folder: Path) -> Manifest:
     """The data set in `folder`, after a check of every file's presence and size (no content is read).
 
-    DamagedData names the missing or truncated file; ValueError when there is no data set.
+    Shards that lie in a store are checked when they are fetched. DamagedData names the missing or truncated file;
+    ValueError when there is no data set.
     """
+    manifest = read_manifest(folder)
+    for file in manifest.tables if manifest.store else manifest.files:
+        _check_size(manifest.folder / file.name, file.bytes)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What dataset.json says, whether or not the other files are there; errors as of `open_shards`."""
     path = Path(folder) / DATASET_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no data set ({DATASET_FILE} is missing); prepare it first")
     try:
-        manifest = _parse(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+        return _parse(Path(folder), json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedData(f"{path}: not as prepare wrote it ({error})") from None
-    for file in manifest.files:
-        _check_size(manifest.folder / file.name, file.bytes)
-    return manifest
 
 
 def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
@@ -142,6 +152,7 @@ def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
         counts=values["counts"],
         shards=tuple(ShardFile(**shard) for shard in values["shards"]),
         tables=tuple(TableFile(**table) for table in values["tables"]),
+        store=values.get("store"),
     )
     expected_tables = {MANIFEST_FILE, REJECTS_FILE, *(index_name(size) for size in spec.sizes)}
     for shard in manifest.shards:
@@ -218,10 +229,15 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 class ShardWriter:
-    """Writes one split, streaming: one tar a size for each `shard_size` samples."""
+    """Writes one split, streaming: one tar a size for each `shard_size` samples.
 
-    def __init__(self, folder: Path, split: str, shard_size: int):
-        self.folder, self.split, self.shard_size = folder, split, shard_size
+    `finished` gets every tar that is complete, and may take it away.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, shard_size: int, finished: Callable[[Path, ShardFile], None] | None = None
+    ):
+        self.folder, self.split, self.shard_size, self.finished = folder, split, shard_size, finished
         self.shards: list[ShardFile] = []
         self.index: dict[int, list[tuple[str, int, int, str, int, int]]] = {}  # by size: INDEX_SCHEMA's rows
         self.num_samples = 0
@@ -244,7 +260,10 @@ class ShardWriter:
         for size, tar in self._tars.items():
             num_bytes, sha256 = tar.close()
             num = (self.num_samples - 1) % self.shard_size + 1
-            self.shards.append(ShardFile(tar.path.name, self.split, size, num, num_bytes, sha256))
+            shard = ShardFile(tar.path.name, self.split, size, num, num_bytes, sha256)
+            self.shards.append(shard)
+            if self.finished:
+                self.finished(tar.path, shard)
         self._tars = {}
 
     def abort(self) -> None:
