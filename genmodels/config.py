@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from genmodels.data.tree import is_url
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
 
@@ -82,6 +83,9 @@ class DatasetConfig(Strict):
     holdout: float = Field(0.1, ge=0, lt=1, description="share of images held out where the source names no test set")
     num_parts: int = Field(0, ge=0, le=16, description="key patches to find in each image by its edges; 0: none")
     shard_size: int = Field(1024, ge=1, description="samples a shard")
+    store: str | None = Field(
+        None, description="an fsspec URL (s3://bucket/prefix) that takes the shards; null: data/shards/NAME keeps them"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are rejected before decoding")
     max_reject_fraction: float = Field(0.1, ge=0, le=1, description="stop when more of the source is unusable")
 
@@ -98,6 +102,13 @@ class DatasetConfig(Strict):
         elif info.field_name == "channels" and value == 2:
             raise PydanticCustomError("no_channels", "Input should be 1 or 3")
         return value
+
+    @field_validator("store")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None and not is_url(value):
+            raise PydanticCustomError("no_url", "Input should be a URL such as s3://bucket/prefix")
+        return value.rstrip("/") if value else value
 
 
 class TrainConfig(Strict):
@@ -137,6 +148,8 @@ class ComputeConfig(Strict):
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: one GPU a worker where the cluster has them")
     cpus_per_worker: float | None = Field(None, gt=0, description="null: this machine's cores shared evenly")
     storage_path: str = Field("data/runs", description="shared folder for checkpoints, curves and samples")
+    cache_path: str = Field("data/cache", description="folder for shards of data sets in a store, best on a local disk")
+    cache_gb: float = Field(50, gt=0, description="at most so much of them there, in 10^9 bytes")
     max_failures: int = Field(3, ge=-1, description="restarts after lost workers; -1: no limit")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.project import Overrides, UserError, command, extractor_path, params, shards
+from pipelines.project import Overrides, UserError, command, extractor_path, params, shard_cache, shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +93,9 @@ def evaluate(
     if open_shards(path).spec.digest != spec.digest:
         raise UserError(f"{path} holds other data than {info['model']} was trained on (digest {spec.digest[:12]})")
     extractor_file = extractor_path(compute, spec, config.evaluation)
-    extractor = ensure_extractor(extractor_file, path, spec, config.evaluation)
-    judge = Judge(path, spec, config, extractor_file)
+    cache = shard_cache(compute)
+    extractor = ensure_extractor(extractor_file, path, spec, config.evaluation, cache)
+    judge = Judge(path, spec, config, extractor_file, cache=cache)
     size = sampler.progress.stage.image_size
     scores, samples = judge.score(sampler)
     test, paired = judge.held_out(size)

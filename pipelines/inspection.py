@@ -12,6 +12,7 @@ from genmodels.text import one_line
 from pipelines.project import root
 
 if TYPE_CHECKING:
+    from genmodels.data.cache import ShardCache
     from genmodels.data.findings import (
         Captions,
         Copies,
@@ -38,14 +39,14 @@ def summary(manifest: Manifest) -> str:
     )
 
 
-def inspect(name: str, folder: Path) -> Path:
+def inspect(name: str, folder: Path, cache: ShardCache) -> Path:
     """Prints what the data set in `folder` holds and writes its page; returns the page's path."""
     from genmodels.data.contact import contact_sheet
     from genmodels.data.inspection import inspect as inspected
     from genmodels.files import replace_folder
     from pipelines.inspection_page import page
 
-    inspection, sheet = inspected(folder), contact_sheet(folder)
+    inspection, sheet = inspected(folder, cache), contact_sheet(folder, cache)
 
     def write(out: Path) -> None:
         sheet.save(out / "contact.png", optimize=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.project import Overrides, command, params, root, shards
+from pipelines.project import Overrides, command, params, root, shard_cache, shards
 
 if TYPE_CHECKING:
     from genmodels.config import Params
@@ -25,11 +25,13 @@ def main(
     inspect: Annotated[bool, typer.Option("--inspect", help="show statistics and write a page with pictures")] = False,
 ) -> None:
     """Decodes the source, writes shards, index and manifests to data/shards/NAME; at once where nothing changed."""
-    prepare(params(overrides), dataset, num_processes)
+    everything = params(overrides)
+    prepare(everything, dataset, num_processes)
     if inspect:
         from pipelines import inspection
 
-        print(f"{dataset}: page with pictures: {inspection.inspect(dataset, shards(dataset))}")
+        page = inspection.inspect(dataset, shards(dataset), shard_cache(everything.compute))
+        print(f"{dataset}: page with pictures: {page}")
 
 
 def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
@@ -50,7 +52,8 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
         preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress, open_pool)
     manifest = open_shards(shards(dataset))
     print(f"{dataset}: {manifest.source}")
-    print(f"{dataset}: {summary(manifest)}")
+    place = f", shards in {manifest.store}" if manifest.store else ""
+    print(f"{dataset}: {summary(manifest)}{place}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from genmodels.config import ComputeConfig, EvaluationConfig
+    from genmodels.data.cache import ShardCache
     from genmodels.data.fields import DataSpec
 
 Overrides = Annotated[
@@ -57,6 +58,13 @@ def shards(dataset: str) -> Path:
 def storage(compute: ComputeConfig) -> Path:
     """Where runs live: `compute.storage_path`, relative to the project."""
     return (store_root() / compute.storage_path).absolute()
+
+
+def shard_cache(compute: ComputeConfig) -> ShardCache:
+    """Where shards of data sets in a store are kept on this machine."""
+    from genmodels.data.cache import ShardCache
+
+    return ShardCache((store_root() / compute.cache_path).absolute(), int(compute.cache_gb * 1e9))
 
 
 def extractor_path(compute: ComputeConfig, spec: DataSpec, evaluation: EvaluationConfig) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.inspection import summary
-from pipelines.project import UserError, command, root, shards
+from pipelines.project import UserError, command, params, root, shard_cache, shards
 
 if TYPE_CHECKING:
     from genmodels.data.shards import Manifest
@@ -92,7 +92,8 @@ def _data_section(manifest: Manifest) -> str:
     from genmodels.data.contact import contact_sheet
 
     stream, name = io.BytesIO(), html.escape(manifest.spec.name)
-    contact_sheet(manifest.folder).save(stream, "PNG")
+    cache = shard_cache(params().compute) if manifest.store else None
+    contact_sheet(manifest.folder, cache).save(stream, "PNG")
     picture = base64.b64encode(stream.getvalue()).decode()
     return f"""<h2>data set {name}</h2><p>{html.escape(manifest.source)}: {html.escape(summary(manifest))}</p>
 <figure><img class="smooth" alt="contact sheet of {name}" src="data:image/png;base64,{picture}"></figure>"""

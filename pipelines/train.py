@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.project import Overrides, UserError, command, extractor_path, params, root, shards, storage
+from pipelines.project import Overrides, UserError, command, extractor_path, params, root, shard_cache, shards, storage
 
 if TYPE_CHECKING:
     from genmodels.config import ComputeConfig, Params, RunConfig
+    from genmodels.data.cache import ShardCache
     from genmodels.data.fields import DataSpec
-    from genmodels.model import Stage
+    from genmodels.model import GenerativeModel, Stage
     from pipelines.run import Event, Run
 
 
@@ -59,14 +60,18 @@ def prepared(everything: Params, config: RunConfig) -> DataSpec:
     """The data set's description; shards are made where they are missing, or older than source or parameters."""
     from genmodels.data.shards import open_shards
     from genmodels.data.sources import is_available
+    from genmodels.data.store import adopt
     from pipelines.prepare import prepare
 
-    folder = shards(config.dataset)
-    if is_available(everything.dataset(config.dataset), root()) or not folder.is_dir():
+    folder, dataset = shards(config.dataset), everything.dataset(config.dataset)
+    if is_available(dataset, root()) or not (folder.is_dir() or dataset.store):
         prepare(everything, config.dataset)
-    else:  # as on a cluster that was given the shards alone
-        print(f"{config.dataset}: its source is not on this machine, using the shards in {folder}")
-    return open_shards(folder).spec
+        return open_shards(folder).spec
+    if dataset.store and not folder.is_dir():
+        adopt(dataset.store, folder)
+    manifest = open_shards(folder)  # as on a cluster that was given the shards alone
+    print(f"{config.dataset}: its source is not on this machine, using the shards in {manifest.store or folder}")
+    return manifest.spec
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,21 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
                 f"stage {stage.name!r} needs {stage.image_size} px, {spec.name} has sizes {_words(spec.sizes)}"
                 " (datasets.NAME.pyramid: true writes the smaller ones)"
             )
+    _check_cache(config, model, stages, shard_cache(compute))
     title = f"{config.model} on {config.dataset}{f', domain {domain}' if domain else ''} ({spec.num_train:,} images)"
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in model.named_children()}
     return Plan(title, sizes, stages, compute)
+
+
+def _check_cache(config: RunConfig, model: GenerativeModel, stages: tuple[Stage, ...], cache: ShardCache) -> None:
+    """ValueError where the data set's shards lie in a store and the cache is too small to stream them."""
+    from genmodels.data.prefetch import check_limit
+    from genmodels.data.shards import open_shards
+
+    manifest = open_shards(shards(config.dataset))
+    num_streams = sum(key.startswith("image_") for key in model.batch_keys) or 1
+    for size in {stage.image_size for stage in stages} if manifest.store else ():
+        check_limit(cache, [s for s in manifest.shards if (s.split, s.size) == ("train", size)], num_streams)
 
 
 def show(plan: Plan) -> None:
@@ -132,12 +149,13 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, _interrupt)
     with owned(run) as attempt:
-        manifest = open_shards(shards(config.dataset))
-        run.update(status="running", data=spec.to_json(), shards=str(manifest.folder))
+        folder, cache = shards(config.dataset), shard_cache(compute)
+        manifest = open_shards(folder)
+        run.update(status="running", data=spec.to_json(), shards=str(folder), cache=cache.to_json())
         run.update(data_source=manifest.source, data_counts=manifest.counts)
-        draw_data(run, manifest.folder)
+        draw_data(run, folder, cache)
         extractor = extractor_path(compute, spec, config.evaluation)
-        ensure_extractor(extractor, shards(config.dataset), spec, config.evaluation)
+        ensure_extractor(extractor, folder, spec, config.evaluation, cache)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
         described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
         print(f"run {run.name} in {run.folder}", flush=True)
@@ -155,13 +173,13 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         run.update(status="finished")
 
 
-def draw_data(run: Run, folder: Path) -> None:
+def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
     """The data set's contact sheet in the run's folder, once: MLflow is fed from there."""
     from genmodels.data.contact import contact_sheet
     from genmodels.files import write_atomic
 
     if not run.data_picture.exists():
-        sheet = contact_sheet(folder)
+        sheet = contact_sheet(folder, cache)
         write_atomic(run.data_picture, lambda file: sheet.save(file, "PNG"))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from genmodels import checkpoint, distributed, export, pictures
 from genmodels.config import RunConfig
+from genmodels.data.cache import ShardCache
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader
 from genmodels.metrics.judge import Judge
@@ -31,7 +32,7 @@ def build_model(config: RunConfig, spec: DataSpec) -> GenerativeModel:
 def train(folder: str, attempt: str, extractor: str, device: torch.device | str) -> None:
     """Trains the run in `folder` from its latest checkpoint to the end; returns on every rank at the same step."""
     run = Run(Path(folder))
-    config, shards = run.config, Path(run.info["shards"])
+    config, shards, cache = run.config, Path(run.info["shards"]), ShardCache.from_json(run.info["cache"])
     spec = DataSpec.from_json(run.info["data"])
     rank, world_size = distributed.world()
     model = build_model(config, spec)
@@ -49,10 +50,11 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str)
             mirror=config.train.mirror,
             domain=spec.domain_of_image(config.train.domain),
             pin_memory=torch.device(device).type == "cuda",
+            cache=cache,
         )
 
     log = EventLog(run, attempt) if rank == 0 else None
-    hooks = _hooks(run, log, Judge(shards, spec, config, Path(extractor), device)) if log else Hooks()
+    hooks = _hooks(run, log, Judge(shards, spec, config, Path(extractor), device, cache)) if log else Hooks()
     trainer = Trainer(model, config.train, open_loader, hooks, device)
     with warnings.catch_warnings(record=True) as damaged:
         state = checkpoint.load_latest(run.folder / "checkpoints", trainer.device)

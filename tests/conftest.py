@@ -1,5 +1,6 @@
 """What several test files share: a prepared data set, and an isolated project folder."""
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, settings
+from swift_server import SwiftServer
 
 from genmodels.config import DatasetConfig
+from genmodels.data import remote
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
 
@@ -105,3 +108,30 @@ def project(tmp_path_factory, sprites_data) -> Iterator[Project]:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield project
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory) -> Iterator[SwiftServer]:
+    """A real S3 server for all tests of a session."""
+    if not importlib.util.find_spec("swift"):
+        pytest.skip("needs the S3 server of the dev extra: pip install -r requirements.lock")
+    server = SwiftServer(tmp_path_factory.mktemp("swift"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def bucket(swift, request) -> Iterator[str]:
+    """The URL of a bucket for one test file, which this process and its children find."""
+    import s3fs
+
+    url = f"s3://{request.module.__name__.replace('_', '-')}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in swift.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(remote, "_filesystems", {})
+        fs, path = remote.filesystem(url)
+        fs.mkdir(path)
+        yield url
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from genmodels.data.cache import ShardCache
 from genmodels.data.fields import Box, DataSpec
 from genmodels.data.images import Pixels
 from genmodels.data.reader import ShardReader
@@ -42,21 +43,22 @@ class Tile(NamedTuple):
     lines: list[str]
 
 
-def contact_sheet(folder: Path) -> Image.Image:
+def contact_sheet(folder: Path, shards: ShardCache | None = None) -> Image.Image:
     """About 64 images of the data set in `folder` as one RGB picture: a row a domain, else a row a class.
 
-    Always the same ones: the first in the shards' order, which a hash decides. Points are two scatter plots.
+    Always the same ones: the first in the shards' order, which a hash decides. Points are two scatter plots. Shards of
+    a store come through the cache `shards`.
     """
     spec = open_shards(folder).spec
     if spec.channels == 2:
-        return _scatter_plots(folder, spec)
+        return _scatter_plots(folder, spec, shards)
     rows = _rows(spec)
     num_columns = min(MAX_COLUMNS, MAX_IMAGES // len(rows))
     num_test = max(1, num_columns // 4) if spec.num_test else 0
     columns = {"train": num_columns - num_test, "test": num_test}
     num_lines = max(1, MAX_IMAGES // (len(rows) * num_columns))
     size = min((size for size in spec.sizes if size >= TILE), default=spec.sizes[-1])
-    reader = cache(lambda split, domain: ShardReader(folder, split, size, domain))
+    reader = cache(lambda split, domain: ShardReader(folder, split, size, domain, shards))
     tiles = {
         split: [_tiles(reader(split, row.domain), row, number * num_lines) if number else [] for row in rows]
         for split, number in columns.items()
@@ -193,13 +195,13 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, ti
         draw.text((x, y + tile.picture.height + 2 + LINE * number), line, INK, _font(LINE - 2))
 
 
-def _scatter_plots(folder: Path, spec: DataSpec) -> Image.Image:
+def _scatter_plots(folder: Path, spec: DataSpec, shards: ShardCache | None) -> Image.Image:
     """Points of each split, coloured by class."""
     side = 3 * TILE
     sheet = Image.new("RGB", (2 * side + 3 * GAP, side + TITLE + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (split, title) in enumerate(SPLITS):
-        reader = ShardReader(folder, split, spec.sizes[-1])
+        reader = ShardReader(folder, split, spec.sizes[-1], cache=shards)
         ids: NDArray[np.int64] = np.arange(min(MAX_POINTS, reader.num))
         points = torch.from_numpy(reader.read(ids).reshape(-1, 2)) / 127.5 - 1
         labels = torch.from_numpy(reader.labels[ids]) if spec.classes else torch.zeros(len(ids))

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from genmodels.data.cache import ShardCache
 from genmodels.data.captions import words
 from genmodels.data.fields import DataSpec
 from genmodels.data.findings import (
@@ -49,7 +50,7 @@ ASPECTS = {
 WIDEST = "wide (above 2:1)"
 
 
-def inspect(folder: Path) -> Inspection:
+def inspect(folder: Path, cache: ShardCache | None = None) -> Inspection:
     """The statistics of the data set in `folder`. ValueError when there is none."""
     manifest = open_shards(folder)
     spec = manifest.spec
@@ -70,7 +71,7 @@ def inspect(folder: Path) -> Inspection:
         captions=_captions(folder, spec) if spec.vocabulary else None,
         originals=_originals(folder, manifest.counts["upscaled"]) if spec.channels != 2 else None,
         copies=_copies(folder),
-        pixels=_pixels(folder, spec),
+        pixels=_pixels(folder, spec, cache),
     )
 
 
@@ -223,10 +224,10 @@ def _copies(folder: Path) -> Copies:
     )
 
 
-def _pixels(folder: Path, spec: DataSpec) -> PixelValues:
+def _pixels(folder: Path, spec: DataSpec, cache: ShardCache | None) -> PixelValues:
     """From exact histograms of images evenly spread over the training split."""
     size, channels = spec.image_size, spec.channels
-    reader = ShardReader(folder, "train", size)
+    reader = ShardReader(folder, "train", size, cache=cache)
     num = min(reader.num, PIXEL_IMAGES, max(1, PIXEL_BYTES // (size * size * channels)))
     histogram = np.zeros((channels, 256), np.int64)
     for number in np.linspace(0, reader.num - 1, num).astype(np.int64):

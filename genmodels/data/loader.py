@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genmodels.data.cache import ShardCache
 from genmodels.data.captions import encode
+from genmodels.data.order import Stream
+from genmodels.data.prefetch import Prefetcher, check_limit
 from genmodels.data.reader import ShardReader, paired_ids
 from genmodels.data.shards import open_shards
 from genmodels.model import Batch, mix_seed
 from genmodels.text import nearest
 
-WINDOW = 16  # shards; within so many the samples are shuffled
-
 Field = Callable[
     [NDArray[np.int64], NDArray[np.bool_]], Tensor
 ]  # (sample numbers, which to mirror) -> a batch's values
-
-
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
-    """The order of an epoch: sample numbers, int64 [N], each of them once.
-
-    The shards are permuted; then samples are shuffled within every `window` consecutive shards, so that a cache of
-    `window` shards streams well. A pure function: ranks of raw Philox words (Salmon et al. 2011).
-    """
-    sizes = np.asarray(shard_sizes, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    words = np.random.Philox(key=mix_seed(seed, epoch)).random_raw(len(sizes) + int(sizes.sum()))
-    shards = np.argsort(words[: len(sizes)], kind="stable")
-    order = np.concatenate([np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in shards])
-    words, done = words[len(sizes) :], 0
-    for first in range(0, len(shards), window):
-        num = int(sizes[shards[first : first + window]].sum())
-        ranks = np.argsort(words[done : done + num], kind="stable")
-        order[done : done + num] = order[done : done + num][ranks]
-        done += num
-    return order
-
-
-class Stream:
-    """An endless sequence of sample numbers over shards, addressed by position."""
-
-    def __init__(self, shard_sizes: Sequence[int], seed: int):
-        self.num, self._seed = sum(shard_sizes), seed
-        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_sizes, seed, epoch))
-
-    def ids(self, first: int, num: int) -> NDArray[np.int64]:
-        """The numbers at positions first .. first + num - 1."""
-        parts = []
-        while num:
-            epoch, offset = divmod(first, self.num)
-            part = self._order(epoch)[offset : offset + num]
-            parts.append(part)
-            first, num = first + len(part), num - len(part)
-        return np.concatenate(parts)
-
-    def mirrored(self, first: int, num: int) -> NDArray[np.bool_]:
-        """A fair coin for each of the positions first .. first + num - 1."""
-        block, skip = divmod(first, 4)  # a Philox block is four words
-        words = np.random.Philox(key=mix_seed(self._seed, -1), counter=block).random_raw(skip + num)
-        return (words[skip:] >> np.uint64(63)).astype(bool)
 
 
 class Loader(Iterator[Batch]):
@@ -83,9 +39,9 @@ class Loader(Iterator[Batch]):
     `caption` int64 [B, K, L] tokens of K captions, `group` int64 [B] (equal: say, the same drawing).
     Domain images are streams of their own, unpaired. `start` is the number of images shown before: a loader that
     starts there goes on exactly; after n batches the position is start + n * batch_size. A context manager; `close`
-    ends its threads.
+    ends its threads. Shards of a store come through `cache`, those of the next window ahead of time.
 
-    ValueError names the key, size, domain or batch size that the data cannot serve.
+    ValueError names the key, size, domain or batch size that the data cannot serve, and a cache that is too small.
     """
 
     def __init__(
@@ -103,6 +59,7 @@ class Loader(Iterator[Batch]):
         prefetch: int = 3,
         num_threads: int = 1,
         pin_memory: bool = False,
+        cache: ShardCache | None = None,
     ):
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} does not divide by the number of workers, {world_size}")
@@ -111,7 +68,12 @@ class Loader(Iterator[Batch]):
         self._share = batch_size // world_size
         self._rank_start = start + rank * self._share
         self._mirror, self._pin_memory = mirror, pin_memory
-        self._streams = _open_streams(Path(folder), keys, image_size, seed, domain)
+        opened = _open_streams(Path(folder), keys, image_size, seed, domain, cache)
+        self._streams = [(stream, fields) for stream, _, fields in opened]
+        self._readers = [reader for _, reader, _ in opened]
+        if cache and any(reader.store for reader in self._readers):
+            check_limit(cache, {shard for reader in self._readers for shard in reader.shards}, len(self._readers))
+        self._ahead = Prefetcher([(stream, reader) for stream, reader, _ in opened], rank)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
         self._pending: deque[Future[Batch]] = deque()
         self._num_submitted, self._prefetch = 0, max(1, prefetch)
@@ -127,6 +89,7 @@ class Loader(Iterator[Batch]):
 
     def _submit(self) -> None:
         first = self._rank_start + self._num_submitted * self.batch_size
+        self._ahead.advance(first)
         self._pending.append(self._pool.submit(self._build, first))
         self._num_submitted += 1
 
@@ -140,6 +103,9 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the threads; waits for the batches being built, drops the others."""
+        for reader in self._readers:
+            reader.close()
+        self._ahead.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
 
@@ -151,8 +117,8 @@ class Loader(Iterator[Batch]):
 
 
 def _open_streams(
-    folder: Path, keys: Sequence[str], size: int, seed: int, domain: str | None
-) -> list[tuple[Stream, dict[str, Field]]]:
+    folder: Path, keys: Sequence[str], size: int, seed: int, domain: str | None, cache: ShardCache | None
+) -> list[tuple[Stream, ShardReader, dict[str, Field]]]:
     """The streams that `keys` need, each with the fields it serves."""
     spec = open_shards(folder).spec
     domains = {f"image_{name}": name for name in spec.domains}
@@ -167,17 +133,18 @@ def _open_streams(
         raise ValueError(f"{shared[0]!r} describes 'image', not {', '.join(domains)}; ask for 'image' too")
     streams = []
     if shared:
-        reader = _open_reader(folder, size, domain)
-        streams.append((Stream(reader.num_per_shard, seed), {key: FIELDS[key](reader) for key in shared}))
+        reader = _open_reader(folder, size, domain, cache)
+        streams.append((Stream(reader.num_per_shard, seed), reader, {key: FIELDS[key](reader) for key in shared}))
     for number, (key, name) in enumerate(domains.items(), 1):
         if key in keys:
-            reader = _open_reader(folder, size, name)
-            streams.append((Stream(reader.num_per_shard, mix_seed(seed, number)), {key: _image_field(reader)}))
+            reader = _open_reader(folder, size, name, cache)
+            stream = Stream(reader.num_per_shard, mix_seed(seed, number))
+            streams.append((stream, reader, {key: _image_field(reader)}))
     return streams
 
 
-def _open_reader(folder: Path, size: int, domain: str | None) -> ShardReader:
-    reader = ShardReader(folder, "train", size, domain)
+def _open_reader(folder: Path, size: int, domain: str | None, cache: ShardCache | None) -> ShardReader:
+    reader = ShardReader(folder, "train", size, domain, cache)
     if not reader.num:
         raise ValueError(f"{folder} has no training images" + (f" of domain {domain}" if domain else ""))
     return reader
@@ -238,16 +205,18 @@ FIELDS: dict[str, Callable[[ShardReader], Field]] = {
 }
 
 
-def read_split(folder: Path, split: str, image_size: int, num: int, domain: str | None = None) -> tuple[Batch, bool]:
+def read_split(
+    folder: Path, split: str, image_size: int, num: int, domain: str | None = None, cache: ShardCache | None = None
+) -> tuple[Batch, bool]:
     """The first samples of a split, at most `num`, with every key that the data set offers; in order of storage.
 
     The second value says whether image_A and image_B are aligned: where both domains hold files of the same name,
     only those are read.
     """
-    reader = ShardReader(folder, split, image_size, domain)
+    reader = ShardReader(folder, split, image_size, domain, cache)
     ids = np.arange(min(reader.num, num))
     batch = {key: FIELDS[key](reader)(ids, np.zeros(len(ids), bool)) for key in FIELDS if key in reader.spec.keys}
-    readers = {name: ShardReader(folder, split, image_size, name) for name in reader.spec.domains}
+    readers = {name: ShardReader(folder, split, image_size, name, cache) for name in reader.spec.domains}
     ids_of = {name: np.arange(each.num) for name, each in readers.items()}
     paired = len(readers) == 2 and len(paired_ids(*readers.values())[0]) > 0
     if paired:

@@ -27,6 +27,7 @@ from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, ShardWriter, d
 from genmodels.data.sources import open_source
 from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
+from genmodels.data.store import Store, Upload, adopt, stored_fingerprint
 from genmodels.data.summary import Totals, write_tables
 from genmodels.files import write_json
 
@@ -48,36 +49,50 @@ def prepare(
     """Makes the folder `out` of the source that `config` names; returns at once where nothing has changed.
 
     `root` is where relative sources start. `num_processes` None: as many as the machine and the source are worth;
-    the pool of `open_pool` decodes in their place. What `out` held before stays until the new data set is complete;
-    a run that was killed goes on where it saved last, unless source or configuration have changed. ValueError when no
+    the pool of `open_pool` decodes in their place. Where the configuration names a store, that takes the shards as
+    they are finished, and copies of all else; `out` keeps the tables. What `out` held before stays until the new data
+    set is complete; a run that was killed goes on where it saved last, unless source or configuration have changed.
+    ValueError when no
     image is usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the
     disk is full.
     """
     out = Path(out).absolute()
     source = open_source(config, Path(root))
     fingerprint = _fingerprint(name, config, source)
-    if found := _unchanged(out, fingerprint):
+    if found := _unchanged(out, config.store, fingerprint):
         return found
-    records = _chosen(source, config)
+    records, upload = _chosen(source, config), Upload(config.store) if config.store else None
     with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
-        preparation = _Preparation(folder, name, config, source, records, fingerprint)
+        preparation = _Preparation(folder, name, config, source, records, fingerprint, upload)
         return preparation.run(num_processes, progress or (lambda done, total: None), open_pool)
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
-    identity = [FORMAT, name, config.model_dump(mode="json"), source.fingerprint()]
+    identity = [FORMAT, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _unchanged(out: Path, fingerprint: str) -> DataSpec | None:
-    """The data set in `out` if it is that of `fingerprint` and undamaged. ValueError if `out` is something else."""
+def _unchanged(out: Path, store: str | None, fingerprint: str) -> DataSpec | None:
+    """The data set in `out`, or in the store, if it is that of `fingerprint` and undamaged.
+
+    ValueError if `out` is something else.
+    """
     if out.exists() and not (out / DATASET_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no data set; choose another folder or remove it")
+    if not (found := _whole(out, store, fingerprint)) and store and stored_fingerprint(store) == fingerprint:
+        adopt(store, out)
+        found = _whole(out, store, fingerprint)
+    return found
+
+
+def _whole(out: Path, store: str | None, fingerprint: str) -> DataSpec | None:
     try:
         manifest = open_shards(out)
     except ValueError:  # none, or damaged: made anew
         return None
-    return manifest.spec if manifest.fingerprint == fingerprint else None
+    if (manifest.fingerprint, manifest.store) != (fingerprint, store):
+        return None
+    return None if store and Store(store).missing(manifest) else manifest.spec
 
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
@@ -93,8 +108,9 @@ def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
 
 
 def _num_bytes(config: DatasetConfig, num_records: int) -> int:
-    """About what the shards take on disk; encodings other than raw take less."""
+    """About what the shards take on disk; encodings other than raw take less. A store leaves the open ones here."""
     sizes = pyramid_sizes(config.image_size, config.pyramid)
+    num_records = min(num_records, 2 * config.shard_size) if config.store else num_records
     return num_records * sum(size * size * config.channels + 2048 for size in sizes)
 
 
@@ -102,10 +118,17 @@ class _Preparation:
     """One run of `prepare`: decoded samples go into shards, their descriptions into a journal, at last into tables."""
 
     def __init__(
-        self, folder: Path, name: str, config: DatasetConfig, source: Source, records: list[Record], fingerprint: str
+        self,
+        folder: Path,
+        name: str,
+        config: DatasetConfig,
+        source: Source,
+        records: list[Record],
+        fingerprint: str,
+        upload: Upload | None,
     ):
         self.folder, self.name, self.config, self.source, self.records = folder, name, config, source, records
-        self.fingerprint = fingerprint
+        self.fingerprint, self.upload = fingerprint, upload
         self.decoder = Decoder(source, config, len(records[0].parts) if records else 0)
         self.writers = {split: ShardWriter(folder, split, config.shard_size) for split in SPLITS}
         self.seen: set[str] = set()  # hashes, where copies are dropped
@@ -124,6 +147,7 @@ class _Preparation:
                 self.journal.accept(self._row(sample, split, shard, row), places)
             for writer in self.writers.values():
                 writer.close()
+            self._save(len(self.records), splitter)
             return self._finish()
 
     def _restore(self) -> tuple[int, Splitter]:
@@ -140,6 +164,13 @@ class _Preparation:
     def _save(self, done: int, splitter: Splitter) -> None:
         writers = {split: writer.state() for split, writer in self.writers.items()}
         self.journal.save({"done": done, "mixed": splitter.mixed, "writers": writers})
+        self._take_finished()
+
+    def _take_finished(self) -> None:
+        """Moves to the store what is finished, and known as such to whoever goes on after a kill."""
+        for shard in [shard for writer in self.writers.values() for shard in writer.shards]:
+            if self.upload and (path := self.folder / shard.name).exists():
+                self.upload.take(path, shard)
 
     def _remove_rubble(self) -> None:
         """Removes what a killed run wrote after it saved last."""
@@ -218,8 +249,11 @@ class _Preparation:
             counts=_counts(totals, reasons),
             shards=shards,
             tables=tables,
+            store=self.config.store,
         )
         write_json(self.folder / DATASET_FILE, manifest.to_json())
+        if self.upload:
+            self.upload.finish(manifest)
         self.journal.remove()
         return spec
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import mmap
 import tarfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from genmodels.data.cache import Held, ShardCache
 from genmodels.data.images import Pixels
+from genmodels.data.order import WINDOW
 from genmodels.data.shards import (
     DATASET_FILE,
     INDEX_SCHEMA,
@@ -25,30 +30,45 @@ from genmodels.data.shards import (
     SAVE_AS,
     DamagedData,
     Manifest,
+    ShardFile,
     index_name,
     open_shards,
     shard_name,
 )
+from genmodels.data.store import Store
 from genmodels.files import sha256_file
 
 
 def verify(folder: Path, full: bool = True) -> Manifest:
     """Checks a data set before it is trusted; DamagedData names the first file that is wrong.
 
-    Sizes always; with `full` every byte (sha256), every tar member's name and type, and every index.
+    Sizes always; with `full` every byte (sha256), every tar member's name and type, and every index. Shards of a
+    store are fetched for that, one at a time.
     """
     manifest = open_shards(folder)
     if not full:
         return manifest
-    for file in manifest.files:
+    for file in manifest.tables if manifest.store else manifest.files:
         if sha256_file(manifest.folder / file.name) != file.sha256:
             raise DamagedData(f"{manifest.folder / file.name}: sha256 differs, the content was altered")
     for shard in manifest.shards:
-        _check_members(manifest.folder / shard.name, shard.num_samples)
+        with _at_hand(manifest, shard) as path:
+            _check_members(path, shard.num_samples)
     for split in ("train", "test"):
         for size in manifest.spec.sizes:
             _read_index(manifest, split, size)
     return manifest
+
+
+@contextmanager
+def _at_hand(manifest: Manifest, shard: ShardFile) -> Iterator[Path]:
+    """A shard as a local file; that of a store is fetched, which checks it."""
+    if not manifest.store:
+        yield manifest.folder / shard.name
+        return
+    with TemporaryDirectory() as folder:
+        Store(manifest.store).fetch(shard, Path(folder) / shard.name)
+        yield Path(folder) / shard.name
 
 
 def _check_members(path: Path, num_samples: int) -> None:
@@ -70,19 +90,31 @@ def _check_members(path: Path, num_samples: int) -> None:
         raise DamagedData(f"{path}: {len(names)} members, should be {2 * num_samples}")
 
 
+class Mapped(NamedTuple):
+    """A shard's bytes; those of a store stay in the cache as long as this exists."""
+
+    bytes: Pixels
+    held: Held | None
+
+
 class ShardReader:
     """Images of one split at one size, by number; and their labels, in the same order.
 
-    The order is that of the shards. `domain` leaves out all other domains. Thread-safe.
+    The order is that of the shards. `domain` leaves out all other domains. Shards of a store come through `cache`,
+    of which at most WINDOW are held. Thread-safe.
     """
 
-    def __init__(self, folder: Path, split: str, size: int, domain: str | None = None):
+    def __init__(self, folder: Path, split: str, size: int, domain: str | None = None, cache: ShardCache | None = None):
         self.manifest = open_shards(folder)
         self.spec, self.size = self.manifest.spec, size
         _choose("split", split, ("train", "test"))
         _choose("image size", size, self.spec.sizes)
         if domain is not None:
             _choose("domain", domain, self.spec.domains)
+        if self.manifest.store and cache is None:
+            raise ValueError(f"{folder}: its shards lie in {self.manifest.store} and are read through a cache")
+        self.store = Store(self.manifest.store) if self.manifest.store else None
+        self.cache = cache
         index = _read_index(self.manifest, split, size)
         keep = pa.array(np.ones(len(index), bool)) if domain is None else pc.equal(index["domain"], domain)
         self._table = index.filter(keep)
@@ -90,10 +122,17 @@ class ShardReader:
         self.num = len(self.keys)
         shards, counts = np.unique(self._column("shard"), return_counts=True)
         self.num_per_shard: tuple[int, ...] = tuple(counts.tolist())
-        paths = [Path(folder) / shard_name(split, size, shard) for shard in shards.tolist()]
-        self._paths = {shard: path for shard, path in zip(shards.tolist(), paths, strict=True)}
+        by_name = {shard.name: shard for shard in self.manifest.shards}
+        self.shards = tuple(by_name[shard_name(split, size, shard)] for shard in shards.tolist())
+        self._files = dict(zip(shards.tolist(), self.shards, strict=True))
         self._shard, self._offset, self._length = (self._column(name) for name in ("shard", "offset", "length"))
-        self._maps: dict[int, Pixels] = {}
+        self._maps: dict[int, Mapped] = {}  # the one used last comes last
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Gives up waiting for a store, in every thread; nothing can be read afterwards that is not held."""
+        if self.store:
+            self.store.close()
 
     def read(self, ids: NDArray[np.int64]) -> Pixels:
         """The images numbered `ids`, uint8 [B, H, W, C]; every id in [0, num)."""
@@ -106,32 +145,57 @@ class ShardReader:
         shape = (self.size, self.size, self.spec.channels)
         num_bytes = shape[0] * shape[1] * shape[2]
         images = np.empty((len(ids), num_bytes), np.uint8)
-        where = zip(self._shard[ids].tolist(), self._offset[ids].tolist(), strict=True)
-        for row, (shard, start) in enumerate(where):
-            images[row] = self._map(shard)[start : start + num_bytes]
+        starts = self._offset[ids].tolist()
+        for shard, rows in self._by_shard(ids):
+            mapped = self._map(shard)
+            for row in rows:
+                images[row] = mapped.bytes[starts[row] : starts[row] + num_bytes]
         return images.reshape(len(ids), *shape)
 
     def _read_encoded(self, ids: NDArray[np.int64]) -> Pixels:
         images = np.empty((len(ids), self.size, self.size, self.spec.channels), np.uint8)
         mode = "RGB" if self.spec.channels == 3 else "L"
         formats = (SAVE_AS[self.manifest.encoding]["format"],)
-        where = zip(self._shard[ids].tolist(), self._offset[ids].tolist(), self._length[ids].tolist(), strict=True)
-        for row, (shard, start, length) in enumerate(where):
-            try:
-                image = Image.open(io.BytesIO(self._map(shard)[start : start + length].tobytes()), formats=formats)
-                if image.size != (self.size, self.size):
-                    raise ValueError(f"its size is {image.size}")
-                images[row] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
-            except (OSError, ValueError, SyntaxError) as error:
-                raise DamagedData(f"{self._paths[shard]}: image {self.keys[ids[row]]!r}: {error}") from None
+        starts, lengths = self._offset[ids].tolist(), self._length[ids].tolist()
+        for shard, rows in self._by_shard(ids):
+            mapped = self._map(shard)
+            for row in rows:
+                try:
+                    payload = mapped.bytes[starts[row] : starts[row] + lengths[row]].tobytes()
+                    image = Image.open(io.BytesIO(payload), formats=formats)
+                    if image.size != (self.size, self.size):
+                        raise ValueError(f"its size is {image.size}")
+                    images[row] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
+                except (OSError, ValueError, SyntaxError) as error:
+                    where = self.manifest.folder / self._files[shard].name
+                    raise DamagedData(f"{where}: image {self.keys[ids[row]]!r}: {error}") from None
         return images
 
-    def _map(self, shard: int) -> Pixels:
-        """The shard's bytes, mapped; opened when first needed."""
-        if shard not in self._maps:
-            with self._paths[shard].open("rb") as file:
-                self._maps[shard] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return self._maps[shard]
+    def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, list[int]]]:
+        """The shards of a batch, each with the batch's rows that lie in it: no more than one need be held at once."""
+        shards = self._shard[ids]
+        order = np.argsort(shards, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            if len(rows):
+                yield int(shards[rows[0]]), rows.tolist()
+
+    def _map(self, shard: int) -> Mapped:
+        """The shard's bytes, mapped; opened when first needed, and fetched where it lies in a store."""
+        with self._lock:
+            if mapped := self._maps.pop(shard, None):
+                self._maps[shard] = mapped
+                return mapped
+            while self.store and len(self._maps) >= WINDOW:
+                del self._maps[next(iter(self._maps))]  # an unlinked file takes room as long as it is mapped
+        mapped = self._open(self._files[shard])
+        with self._lock:
+            return self._maps.setdefault(shard, mapped)
+
+    def _open(self, shard: ShardFile) -> Mapped:
+        held = self.cache.hold(self.store, shard) if self.store and self.cache else None
+        with (held.path if held else self.manifest.folder / shard.name).open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return Mapped(np.frombuffer(mapping, np.uint8), held)
 
     @property
     def labels(self) -> NDArray[np.int64]:

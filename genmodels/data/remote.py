@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ T = TypeVar("T")
 PATIENCE = 300.0  # seconds of outage that are waited for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries; doubled after each
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # a store that answers
+FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")  # botocore's, not imported here
+NUM_REFUSALS = 3  # bad requests until one is believed
+NEVER = threading.Event()
 
 
 class Outage(OSError):
@@ -45,6 +49,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _options(scheme: str) -> dict[str, Any]:
+    if scheme in ("file", "local"):
+        return {"auto_mkdir": True}
     if scheme not in ("s3", "s3a"):
         return {"use_listings_cache": False}
     # Our own patience is longer and counts in time; botocore's would multiply it.
@@ -52,19 +58,24 @@ def _options(scheme: str) -> dict[str, Any]:
     return {"use_listings_cache": False, "config_kwargs": limits}
 
 
-def retried(action: Callable[[], T], what: str) -> T:
+def retried(action: Callable[[], T], what: str, stop: threading.Event = NEVER) -> T:
     """`action()`, tried again while the store is away, for PATIENCE seconds; then Outage names `what`.
 
-    What the store itself answers (no such object, no permission) is raised at once.
+    What the store itself answers (no such object, no permission, no valid name) is raised at once. `stop` ends the
+    patience.
     """
-    end, pause = time.monotonic() + PATIENCE, FIRST_PAUSE
+    end, pause, refusals = time.monotonic() + PATIENCE, FIRST_PAUSE, 0
     while True:
         try:
             return action()
         except FINAL:
             raise
         except Exception as error:  # connection libraries raise kinds of their own
+            refusals += getattr(error, "errno", None) == errno.EINVAL  # a bad request, or one that was cut short
+            if type(error).__name__ in FINAL_NAMES or refusals == NUM_REFUSALS:
+                raise PermissionError(str(error)) from None
             if time.monotonic() + pause > end:
                 raise Outage(f"{what}: out of reach for {PATIENCE:.0f} s ({error})") from error
-        time.sleep(pause)
+        if stop.wait(pause):
+            raise Outage(f"{what}: given up")
         pause = min(2 * pause, LONGEST_PAUSE)

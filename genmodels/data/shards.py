@@ -4,6 +4,8 @@
 index-<size>.parquet         where in its tar each image's payload lies
 manifest.parquet             what each sample is and what it was made of; rejects.parquet: what was left out
 dataset.json                 written last: the DataSpec, every file's sha256, counts, the digest of all
+
+The tars may lie in a store instead (genmodels.data.store), which dataset.json then names.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ class Manifest:
     counts: dict[str, Any]
     shards: tuple[ShardFile, ...]
     tables: tuple[TableFile, ...]
+    store: str | None = None  # URL of the place that holds the shards; None: the folder does
 
     @property
     def files(self) -> list[ShardFile | TableFile]:
@@ -94,7 +97,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for dataset.json."""
-        return {
+        place = {"store": self.store} if self.store else {}  # says nothing where there is none, as before stores
+        return place | {
             "format": FORMAT,
             "spec": self.spec.to_json(),
             "encoding": self.encoding,
@@ -116,18 +120,24 @@ def data_digest(spec: DataSpec, encoding: str, shards: Sequence[ShardFile]) -> s
 def open_shards(folder: Path) -> Manifest:
     """The data set in `folder`, after a check of every file's presence and size (no content is read).
 
-    DamagedData names the missing or truncated file; ValueError when there is no data set.
+    Shards that lie in a store are checked when they are fetched. DamagedData names the missing or truncated file;
+    ValueError when there is no data set.
     """
+    manifest = read_manifest(folder)
+    for file in manifest.tables if manifest.store else manifest.files:
+        _check_size(manifest.folder / file.name, file.bytes)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What dataset.json says, whether or not the other files are there; errors as of `open_shards`."""
     path = Path(folder) / DATASET_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no data set ({DATASET_FILE} is missing); prepare it first")
     try:
-        manifest = _parse(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+        return _parse(Path(folder), json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedData(f"{path}: not as prepare wrote it ({error})") from None
-    for file in manifest.files:
-        _check_size(manifest.folder / file.name, file.bytes)
-    return manifest
 
 
 def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
@@ -143,6 +153,7 @@ def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
         counts=values["counts"],
         shards=tuple(ShardFile(**shard) for shard in values["shards"]),
         tables=tuple(TableFile(**table) for table in values["tables"]),
+        store=values.get("store"),
     )
     expected_tables = {MANIFEST_FILE, REJECTS_FILE, *(index_name(size) for size in spec.sizes)}
     for shard in manifest.shards:

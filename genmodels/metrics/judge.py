@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genmodels.config import EvaluationConfig, RunConfig
+from genmodels.data.cache import ShardCache
 from genmodels.data.fields import DataSpec
 from genmodels.data.images import SMALLEST
 from genmodels.data.loader import read_split
@@ -28,9 +29,16 @@ class Judge:
     """Holds the held-out images and the feature network of one data set."""
 
     def __init__(
-        self, shards: Path, spec: DataSpec, config: RunConfig, extractor: Path, device: torch.device | str = "cpu"
+        self,
+        shards: Path,
+        spec: DataSpec,
+        config: RunConfig,
+        extractor: Path,
+        device: torch.device | str = "cpu",
+        cache: ShardCache | None = None,
     ):
         self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
+        self.cache = cache
         self.extractor = load_extractor(extractor).to(self.device) if extractor.is_file() else None
         self.domain = spec.domain_of_image(config.train.domain)
         self._held_out: dict[int, tuple[Batch, bool]] = {}
@@ -43,7 +51,7 @@ class Judge:
 
     def read(self, split: str, size: int, num: int) -> tuple[Batch, bool]:
         """As `held_out`, of any split; images in [-1, 1]."""
-        batch, paired = read_split(self.shards, split, size, num, self.domain)
+        batch, paired = read_split(self.shards, split, size, num, self.domain, self.cache)
         return {key: to_float(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}, paired
 
     def reals(self, model: GenerativeModel, size: int) -> Tensor:
@@ -77,7 +85,9 @@ class Judge:
         return "test" if self.spec.num_test else "train"
 
 
-def ensure_extractor(path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig) -> Extractor | None:
+def ensure_extractor(
+    path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig, cache: ShardCache | None = None
+) -> Extractor | None:
     """The data set's feature network: read from `path`, or trained on its training images and labels once.
 
     None for points: images too small for a network.
@@ -87,7 +97,7 @@ def ensure_extractor(path: Path, shards: Path, spec: DataSpec, config: Evaluatio
     if path.is_file():
         return load_extractor(path)
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
-    reader = ShardReader(shards, "train", size)
+    reader = ShardReader(shards, "train", size, cache=cache)
     images = read_images(reader, 20_000)
     labels = torch.from_numpy(reader.labels[: len(images)]).long() if spec.classes else None
     extractor = train_extractor(images, labels, num_images=config.extractor_images)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data.loader import Loader, Stream, epoch_order
+from genmodels.data.loader import Loader
+from genmodels.data.order import Stream, epoch_order
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader
 
