@@ -99,19 +99,25 @@ def test_an_object_that_is_gone_is_noticed_and_put_back_alone(url, stored, tmp_p
     assert puts == [shard, DATASET_FILE] and names(url) == objects(stored)
 
 
-def test_a_killed_upload_leaves_nothing_that_looks_whole_and_goes_on(url, tmp_path, puts):
+@pytest.mark.parametrize("save_every", [0.0, 60.0])  # seconds: uploads while decoding, all at the end
+def test_a_killed_upload_leaves_nothing_that_looks_whole_and_goes_on(url, tmp_path, puts, save_every):
     program = f"""
+        import time
         from pathlib import Path
         from genmodels.config import DatasetConfig
-        from genmodels.data.prepare import prepare
+        from genmodels.data import prepare as preparation
+        preparation.SAVE_EVERY = {save_every}
         from genmodels.data.store import Store
-        original = Store.put
+        original, done = Store.put, []
         def put(self, path, name):
             original(self, path, name)
             print(name, flush=True)
+            done.append(name)
+            if len(done) == 5:
+                time.sleep(60)  # until it is killed
         Store.put = put
         config = DatasetConfig(**{PLAIN!r}, store={url!r})
-        prepare("sprites", config, Path({str(tmp_path)!r}) / "out", Path("."), 1)
+        preparation.prepare("sprites", config, Path({str(tmp_path)!r}) / "out", Path("."), 1)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
