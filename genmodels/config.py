@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from genmodels.data.tree import is_url
+from genmodels.data.remote import is_url
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
 

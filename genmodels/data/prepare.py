@@ -22,9 +22,9 @@ from genmodels.data.decode import Decoder, OpenPool, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
 from genmodels.data.images import pyramid_sizes
 from genmodels.data.journal import JOURNAL, Journal
-from genmodels.data.names import NO_IMAGES, printable
 from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, ShardWriter, data_digest, open_shards
 from genmodels.data.sources import open_source
+from genmodels.data.sources.names import NO_IMAGES, printable
 from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
 from genmodels.data.store import Store, Upload, adopt, stored_fingerprint

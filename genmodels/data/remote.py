@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 PATIENCE = 300.0  # seconds of outage that are waited for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries; doubled after each
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # a store that answers
@@ -24,6 +26,11 @@ class Outage(OSError):
 
 _lock = threading.Lock()
 _filesystems: dict[str, Any] = {}
+
+
+def is_url(source: str) -> bool:
+    """Whether `source` names a place that fsspec knows, not a path."""
+    return bool(URL.match(source))
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -18,8 +18,8 @@ from genmodels.data.captions import MAX_WORDS, build_vocabulary, words
 from genmodels.data.fields import Reject
 from genmodels.data.images import is_upscaled, pyramid_sizes
 from genmodels.data.journal import Journal
-from genmodels.data.names import printable
 from genmodels.data.shards import INDEX_SCHEMA, MANIFEST_FILE, REJECTS_FILE, TableFile, index_name
+from genmodels.data.sources.names import printable
 from genmodels.files import sha256_file
 
 ROWS = 16_384  # of a table's row group, and at most in memory

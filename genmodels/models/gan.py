@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genmodels.data.fields import DataSpec
-from genmodels.data.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
+from genmodels.data.sources.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
 from genmodels.losses import discriminator_loss, generator_loss
 from genmodels.model import (
     Batch,

@@ -22,12 +22,12 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data.decode import Decoder, Sample
 from genmodels.data.fields import DataSpec, Source
-from genmodels.data.names import LAYOUTS
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader
 from genmodels.data.shards import open_shards
 from genmodels.data.sources import open_source
-from genmodels.data.tree import LocalTree, open_file, open_tree
+from genmodels.data.sources.names import LAYOUTS
+from genmodels.data.sources.tree import LocalTree, open_file, open_tree
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 CLASSES = ("bird", "cat", "dog")
@@ -581,7 +581,7 @@ def link(name: str, kind: bytes, target: str = "/etc/passwd") -> tuple[tarfile.T
 
 def test_hostile_members_are_rejects_and_the_rest_is_read(tmp_path, monkeypatch, tar_images):
     monkeypatch.chdir(tmp_path / "..")
-    monkeypatch.setattr("genmodels.data.tar_images.MAX_IMAGE", 5000)
+    monkeypatch.setattr("genmodels.data.sources.tar_images.MAX_IMAGE", 5000)
     bomb = pickle.dumps(Evil(os.system, "touch executed"))
     members = [
         *pair("good", tar_images[0], cls=b"0"),
@@ -792,7 +792,7 @@ def test_no_room_to_unpack_is_one_line_and_leaves_nothing(tmp_path, monkeypatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("genmodels.data.idx._unpack", full)
+    monkeypatch.setattr("genmodels.data.sources.idx._unpack", full)
     source = write_mnist(tmp_path / "mnist", noise(3, 8, 8), noise(2, 8, 8), None)
     with pytest.raises(ValueError, match="no room to unpack 't.*TMPDIR") as error:
         made(tmp_path / "out", source)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from genmodels.data.fields import DataSpec
-from genmodels.data.ring import NUM_MODES, ring_centres, ring_points
+from genmodels.data.sources.ring import NUM_MODES, ring_centres, ring_points
 from genmodels.model import Noise, ProofContext
 from genmodels.models.gan import GAN, LEVEL, GANConfig, covered_modes
 

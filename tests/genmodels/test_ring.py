@@ -10,8 +10,8 @@ from genmodels.config import ConfigError, DatasetConfig, EvaluationConfig, RunCo
 from genmodels.data.loader import Loader, read_split
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, verify
-from genmodels.data.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
 from genmodels.data.shards import open_shards
+from genmodels.data.sources.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
 from genmodels.metrics.evaluate import evaluate, reference_scores
 from genmodels.metrics.judge import Judge, ensure_extractor
 from genmodels.model import GenerativeModel, Strict

@@ -10,10 +10,10 @@ from PIL import Image
 
 from genmodels.config import DatasetConfig
 from genmodels.data import remote
-from genmodels.data.folder import FolderSource
-from genmodels.data.names import LAYOUTS, NOT_AN_IMAGE_FILE
 from genmodels.data.sources import open_source
-from genmodels.data.tree import LocalTree
+from genmodels.data.sources.folder import FolderSource
+from genmodels.data.sources.names import LAYOUTS, NOT_AN_IMAGE_FILE
+from genmodels.data.sources.tree import LocalTree
 
 
 def folder_source(folder: Path, *args: object, **settings: object) -> FolderSource:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from genmodels.data import sprites
-from genmodels.data.sprites import (
+from genmodels.data.sources import sprites
+from genmodels.data.sources.sprites import (
     ATTRIBUTES,
     CLASSES,
     COLOURS,
@@ -44,7 +44,7 @@ PINNED = Sprite(
 )
 DIGEST = """
 import hashlib
-from genmodels.data.sprites import draw_sprite, render
+from genmodels.data.sources.sprites import draw_sprite, render
 pictures = [render(draw_sprite(i), 32, style).tobytes() for i in range(10) for style in ("colour", "line")]
 print(hashlib.sha256(b"".join(pictures)).hexdigest())
 """

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data.folder import FolderSource
 from genmodels.data.loader import Loader, read_split
 from genmodels.data.prepare import prepare
 from genmodels.data.shards import open_shards
 from genmodels.data.sources import open_source
-from genmodels.data.tree import LocalTree
+from genmodels.data.sources.folder import FolderSource
+from genmodels.data.sources.tree import LocalTree
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 

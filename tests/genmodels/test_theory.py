@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from genmodels.data.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
+from genmodels.data.sources.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
 from genmodels.losses import discriminator_loss, gaussian_kl, generator_loss
 from genmodels.models.gan import NUM_BINS, bin_centres, covered_modes, histogram, js_divergence, mlp, probability
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from genmodels.data.roles import Roles
+from genmodels.data.sources.roles import Roles
 from genmodels.text import nearest
 
 IMAGE_COLUMNS = ("file", "image", "filename", "file_name", "image_id")

@@ -18,12 +18,12 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from genmodels.data.columns import listed
 from genmodels.data.fields import Record
-from genmodels.data.listed import ListedSource, Piece
-from genmodels.data.names import others
-from genmodels.data.spool import Spool
-from genmodels.data.tree import Tree, open_file
+from genmodels.data.sources.columns import listed
+from genmodels.data.sources.listed import ListedSource, Piece
+from genmodels.data.sources.names import others
+from genmodels.data.sources.spool import Spool
+from genmodels.data.sources.tree import Tree, open_file
 
 NAME = re.compile(r"(?P<set>.*?)(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?")
 SPLITS = ("train", "t10k", "test")

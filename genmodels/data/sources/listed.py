@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from genmodels.data.fields import Record, Reject
-from genmodels.data.tree import Tree
+from genmodels.data.sources.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from genmodels.data.fields import Record, Reject
-from genmodels.data.listed import ListedSource, Piece
-from genmodels.data.names import A_PICKLE, NOT_AN_IMAGE_FILE, is_image_name, keys, named_splits, others
-from genmodels.data.tar_members import tar_members
-from genmodels.data.tar_texts import TEXTS, read_texts
-from genmodels.data.told import Told, named_columns, summary
-from genmodels.data.tree import Tree, open_file
+from genmodels.data.sources.listed import ListedSource, Piece
+from genmodels.data.sources.names import A_PICKLE, NOT_AN_IMAGE_FILE, is_image_name, keys, named_splits, others
+from genmodels.data.sources.tar_members import tar_members
+from genmodels.data.sources.tar_texts import TEXTS, read_texts
+from genmodels.data.sources.told import Told, named_columns, summary
+from genmodels.data.sources.tree import Tree, open_file
 
 PACKED = (".tar.gz", ".tgz")
 PICKLES = (".pyd", ".pth", ".pt", ".pickle", ".pkl")

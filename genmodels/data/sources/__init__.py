@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 
 from genmodels.config import DatasetConfig
-from genmodels.data.cifar import CifarSource, is_cifar
 from genmodels.data.fields import Source
-from genmodels.data.folder import FolderSource
-from genmodels.data.idx import IdxSource, is_idx, set_names
-from genmodels.data.names import LAYOUTS, is_image_name
-from genmodels.data.parquet_images import ParquetSource, is_parquet
-from genmodels.data.rendered import RenderedSource, RingSource
-from genmodels.data.tar_images import TarSource, is_tar
-from genmodels.data.tree import Tree, is_file, is_url, open_tree
+from genmodels.data.remote import is_url
+from genmodels.data.sources.cifar import CifarSource, is_cifar
+from genmodels.data.sources.folder import FolderSource
+from genmodels.data.sources.idx import IdxSource, is_idx, set_names
+from genmodels.data.sources.names import LAYOUTS, is_image_name
+from genmodels.data.sources.parquet_images import ParquetSource, is_parquet
+from genmodels.data.sources.rendered import RenderedSource, RingSource
+from genmodels.data.sources.tar_images import TarSource, is_tar
+from genmodels.data.sources.tree import Tree, is_file, open_tree
 
 SPRITES = "sprites"  # the word for the embedded data set
 RING = "ring"  # the word for points of the plane

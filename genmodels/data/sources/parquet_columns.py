@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels.data.captions import words
-from genmodels.data.columns import CAPTION_COLUMNS, no_column
-from genmodels.data.told import Told, named_columns
+from genmodels.data.sources.columns import CAPTION_COLUMNS, no_column
+from genmodels.data.sources.told import Told, named_columns
 
 LABEL_COLUMNS = ("label", "class")
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from genmodels.data.captions import words
-from genmodels.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Row, Table, fault, listed
-from genmodels.data.tree import Tree
+from genmodels.data.sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, Columns, Row, Table, fault, listed
+from genmodels.data.sources.tree import Tree
 from genmodels.text import nearest
 
 UNDECODABLE = "utf-8", "surrogateescape"  # bytes that are no UTF-8 are found where they stand, cell by cell

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from genmodels.data.remote import filesystem, retried
+from genmodels.data.remote import filesystem, is_url, retried
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 BUFFER = 1 << 20  # bytes; what one request fetches of a file that is read in order
 
 
@@ -34,11 +32,6 @@ class Tree(Protocol):
 
     def stamp(self, file: str) -> bytes:
         """What changes when the file does; reads no content."""
-
-
-def is_url(source: str) -> bool:
-    """Whether `source` names a place that fsspec knows, not a path."""
-    return bool(URL.match(source))
 
 
 def is_file(source: str, root: Path) -> bool:

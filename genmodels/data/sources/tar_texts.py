@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genmodels.data.captions import words
-from genmodels.data.columns import BINARY
-from genmodels.data.told import Told
+from genmodels.data.sources.columns import BINARY
+from genmodels.data.sources.told import Told
 
 TEXTS = ("cls", "txt", "json")
 LABELS, CAPTIONS = ("label", "class"), ("caption", "captions", "text")  # keys of a .json, by preference

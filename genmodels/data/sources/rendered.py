@@ -14,13 +14,13 @@ from genmodels.data.fields import Record, Reject
 
 
 class RenderedSource:
-    """The embedded data set: `genmodels.data.sprites`, imported only here."""
+    """The embedded data set: `genmodels.data.sources.sprites`, imported only here."""
 
     groups: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()
 
     def __init__(self, num_images: int, size: int):
-        from genmodels.data.sprites import SpritesSource
+        from genmodels.data.sources.sprites import SpritesSource
 
         self._sprites = SpritesSource(num_images=num_images, size=size)
         self.classes = tuple(self._sprites.classes)
@@ -41,14 +41,14 @@ class RenderedSource:
 
     def fingerprint(self) -> str:
         """Hash of the renderer's program text: no version number to forget."""
-        from genmodels.data import sprite_kinds, sprites
+        from genmodels.data.sources import sprite_kinds, sprites
 
         text = inspect.getsource(sprite_kinds) + inspect.getsource(sprites)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class RingSource:
-    """Points of `genmodels.data.ring` as images of one pixel and two channels, labelled by their mode."""
+    """Points of `genmodels.data.sources.ring` as images of one pixel and two channels, labelled by their mode."""
 
     attributes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class RingSource:
     def __init__(self, num_images: int):
         import torch
 
-        from genmodels.data.ring import ring_centres, ring_points
+        from genmodels.data.sources.ring import ring_centres, ring_points
 
         points = ring_points(num_images, torch.Generator().manual_seed(0))
         modes = torch.cdist(points, ring_centres()).argmin(1)  # 10 sigma from the next

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 
 from genmodels.data.fields import Record, Reject
-from genmodels.data.listed import ListedSource
-from genmodels.data.names import LAYOUTS, NOT_AN_IMAGE_FILE, SPLIT_NAMES, held_out_name, is_image_name, keys, printable
-from genmodels.data.tables import Tables
-from genmodels.data.tree import Tree
+from genmodels.data.sources.listed import ListedSource
+from genmodels.data.sources.names import (
+    LAYOUTS,
+    NOT_AN_IMAGE_FILE,
+    SPLIT_NAMES,
+    held_out_name,
+    is_image_name,
+    keys,
+    printable,
+)
+from genmodels.data.sources.tables import Tables
+from genmodels.data.sources.tree import Tree
 
 DOMAIN_FOLDERS = {f"{split}{domain}": (domain, split) for split in ("train", "test") for domain in "AB"}
 
 
 class FolderSource(ListedSource):
-    """Images of a folder, sorted by path, with what `genmodels.data.tables` says of them.
+    """Images of a folder, sorted by path, with what `genmodels.data.sources.tables` says of them.
 
     Links that lead out of the folder and files of other types are rejects, and so are images that a table leaves out.
     `attributes`, `label` and `split_by` as in the configuration.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 from genmodels.data.fields import Box, Record
-from genmodels.data.sprite_kinds import ANCHORS, CLASSES, SHAPES, Points, Shape, oval, poly, rect, wheel
+from genmodels.data.sources.sprite_kinds import ANCHORS, CLASSES, SHAPES, Points, Shape, oval, poly, rect, wheel
 
 Style = Literal["colour", "line"]
 RGB = tuple[int, int, int]

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genmodels.data.columns import listed
 from genmodels.data.fields import Record
-from genmodels.data.listed import ListedSource, Piece
-from genmodels.data.names import keys, named_splits, others
-from genmodels.data.parquet_columns import tell
-from genmodels.data.spool import Spool
-from genmodels.data.told import Told, summary
-from genmodels.data.tree import Tree, open_file
+from genmodels.data.sources.columns import listed
+from genmodels.data.sources.listed import ListedSource, Piece
+from genmodels.data.sources.names import keys, named_splits, others
+from genmodels.data.sources.parquet_columns import tell
+from genmodels.data.sources.spool import Spool
+from genmodels.data.sources.told import Told, summary
+from genmodels.data.sources.tree import Tree, open_file
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "png", "jpg", "jpeg", "webp")
 ROWS = 64  # images that are in memory at once while a row group is unpacked

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from genmodels.data.columns import Columns, Values
 from genmodels.data.fields import Record
-from genmodels.data.roles import Roles
+from genmodels.data.sources.columns import Columns, Values
+from genmodels.data.sources.roles import Roles
 
 
 class Told:

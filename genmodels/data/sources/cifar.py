@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from genmodels.data.array_pickle import ByteArray, as_text, load_arrays
 from genmodels.data.fields import Record
-from genmodels.data.listed import ListedSource, Piece
-from genmodels.data.names import others
-from genmodels.data.spool import Spool
-from genmodels.data.tar_members import tar_members
-from genmodels.data.tree import Tree, open_file
+from genmodels.data.sources.array_pickle import ByteArray, as_text, load_arrays
+from genmodels.data.sources.listed import ListedSource, Piece
+from genmodels.data.sources.names import others
+from genmodels.data.sources.spool import Spool
+from genmodels.data.sources.tar_members import tar_members
+from genmodels.data.sources.tree import Tree, open_file
 
 SIDE = 32
 IMAGE = 3 * SIDE * SIDE  # bytes
