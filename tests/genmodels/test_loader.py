@@ -119,6 +119,18 @@ def test_a_stream_is_addressed_by_position():
     assert 400 < stream.mirrored(0, 1000).sum() < 600
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(0, 99), st.integers(0, 300))
+def test_a_stream_knows_the_shards_that_a_position_needs(sizes, seed, position):
+    stream, shard_of = Stream(sizes, seed), np.repeat(np.arange(len(sizes)), sizes)
+    epoch, window = stream.window(position)
+    assert epoch == position // stream.num
+    assert shard_of[stream.ids(position, 1)[0]] in stream.shards(epoch, window)
+    windows = [stream.shards(epoch, number) for number in range(-(-len(sizes) // 16))]
+    assert sorted(sum(windows, [])) == list(range(len(sizes)))
+    assert stream.shards(epoch, len(windows)) == stream.shards(epoch + 1, 0)
+
+
 # The batches
 
 
