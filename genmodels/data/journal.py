@@ -50,10 +50,10 @@ class Journal:
     def _note(self, value: dict[str, Any]) -> None:
         self._file.write(json.dumps(value).encode() + b"\n")
 
-    def accepted(self) -> Iterator[tuple[dict[str, Any], dict[int, Place]]]:
-        """Every sample accepted, in order."""
+    def accepted(self, split: str | None = None) -> Iterator[tuple[dict[str, Any], dict[int, Place]]]:
+        """Every sample accepted, of one split or of all, in order."""
         for note in self._notes():
-            if "row" in note:
+            if "row" in note and split in (None, note["row"]["split"]):
                 yield note["row"], {int(size): place for size, place in note["places"].items()}
 
     def rejects(self) -> Iterator[Reject]:

@@ -28,11 +28,10 @@ from genmodels.data.sources.names import NO_IMAGES, printable
 from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
 from genmodels.data.staging import disk_errors, staging
 from genmodels.data.store import Store, Upload, adopt, stored_fingerprint
-from genmodels.data.summary import Totals, write_tables
+from genmodels.data.summary import SPLITS, Totals, write_tables
 from genmodels.files import write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
-SPLITS = ("train", "test")
 SAVE_EVERY = 5.0  # seconds: what a killed preparation repeats at most
 COPY = "copy of another image"
 

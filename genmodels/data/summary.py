@@ -22,6 +22,7 @@ from genmodels.data.shards import INDEX_SCHEMA, MANIFEST_FILE, REJECTS_FILE, Tab
 from genmodels.data.sources.names import printable
 from genmodels.files import sha256_file
 
+SPLITS = ("train", "test")
 ROWS = 16_384  # of a table's row group, and at most in memory
 
 MANIFEST_SCHEMA = pa.schema(
@@ -94,11 +95,12 @@ def write_tables(
     with ExitStack() as stack:
         manifest = stack.enter_context(_table(folder / MANIFEST_FILE, MANIFEST_SCHEMA))
         index = {size: stack.enter_context(_table(folder / index_name(size), INDEX_SCHEMA)) for size in sizes}
-        for row, places in journal.accepted():
-            totals.add(row)
-            manifest.add(row)
-            for size, (offset, length) in places.items():
-                index[size].add({**row, "offset": offset, "length": length})
+        for split in SPLITS:  # one after the other: whoever reads one skips the other's row groups
+            for row, places in journal.accepted(split):
+                totals.add(row)
+                manifest.add(row)
+                for size, (offset, length) in places.items():
+                    index[size].add({**row, "offset": offset, "length": length})
         refused = stack.enter_context(_table(folder / REJECTS_FILE, REJECTS_SCHEMA))
         for reject in rejects:
             refused.add({"file": printable(reject.file), "reason": reject.reason})
