@@ -147,9 +147,10 @@ class ShardReader:
         images = np.empty((len(ids), num_bytes), np.uint8)
         starts = self._offset[ids].tolist()
         for shard, rows in self._by_shard(ids):
-            mapped = self._map(shard)
+            mapped = self._map(shard)  # held while its bytes are read
+            pixels = mapped.bytes
             for row in rows:
-                images[row] = mapped.bytes[starts[row] : starts[row] + num_bytes]
+                images[row] = pixels[starts[row] : starts[row] + num_bytes]
         return images.reshape(len(ids), *shape)
 
     def _read_encoded(self, ids: NDArray[np.int64]) -> Pixels:
@@ -173,14 +174,15 @@ class ShardReader:
 
     def _by_shard(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, list[int]]]:
         """The shards of a batch, each with the batch's rows that lie in it: no more than one need be held at once."""
-        shards = self._shard[ids]
-        order = np.argsort(shards, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
-            if len(rows):
-                yield int(shards[rows[0]]), rows.tolist()
+        rows_of: dict[int, list[int]] = {}
+        for row, shard in enumerate(self._shard[ids].tolist()):
+            rows_of.setdefault(shard, []).append(row)
+        yield from rows_of.items()
 
     def _map(self, shard: int) -> Mapped:
         """The shard's bytes, mapped; opened when first needed, and fetched where it lies in a store."""
+        if not self.store and (mapped := self._maps.get(shard)):
+            return mapped
         with self._lock:
             if mapped := self._maps.pop(shard, None):
                 self._maps[shard] = mapped
