@@ -171,11 +171,10 @@ def pyramid_sizes(image_size: int, pyramid: bool = True) -> tuple[int, ...]:
 
 def pyramid(image: Pixels) -> dict[int, Pixels]:
     """uint8 [S, S, C] -> {size: uint8 [size, size, C]}: 2x2 box means of the top, each rounded once."""
-    levels = {}
+    levels = {len(image): image}
     sums = image.astype(np.uint32)  # exact: 255 * 2048**2 fits
-    for size in reversed(pyramid_sizes(len(image))):
-        if size < len(sums):
-            sums = sums[::2, ::2] + sums[1::2, ::2] + sums[::2, 1::2] + sums[1::2, 1::2]
-        area = (len(image) // size) ** 2
-        levels[size] = ((sums + area // 2) // area).astype(np.uint8)
+    for halvings, size in enumerate(reversed(pyramid_sizes(len(image))[:-1]), 1):
+        sums = sums[::2, ::2] + sums[1::2, ::2] + sums[::2, 1::2] + sums[1::2, 1::2]
+        half = np.uint32(1 << 2 * halvings - 1)  # of the area that a pixel covers, 4 ** halvings
+        levels[size] = ((sums + half) >> np.uint32(2 * halvings)).astype(np.uint8)
     return levels

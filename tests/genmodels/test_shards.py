@@ -15,6 +15,7 @@ import webdataset as wds
 from PIL import Image
 
 from genmodels.config import DatasetConfig
+from genmodels.data import shards
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, verify
@@ -279,3 +280,13 @@ def test_an_encoded_image_that_does_not_decode_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DamagedData, match=f"{path.name}: image {row['key']!r}"):
         ShardReader(folder, "test", 8).read(np.array([0]))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "deep/er/" + "k" * 80 + ".json", "-_/0.webp"])
+@pytest.mark.parametrize("length", [0, 1, 512, 70_000])
+def test_a_member_is_what_tarfile_writes(name, length):
+    info = tarfile.TarInfo(name)
+    info.size = length
+    data = bytes(range(256)) * (length // 256) + bytes(length % 256)
+    assert shards._member(name, data)[:512] == info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    assert len(shards._member(name, data)) % 512 == 0
