@@ -70,7 +70,7 @@ class DataSpec:
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One sample as a source offers it, before its pixels are read. Small and picklable."""
 

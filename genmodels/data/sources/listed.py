@@ -11,7 +11,7 @@ from genmodels.data.fields import Record, Reject
 from genmodels.data.sources.tree import Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece(Record):
     """One sample inside a file that holds many."""
 
