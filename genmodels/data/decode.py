@@ -19,7 +19,7 @@ from genmodels.data.fields import Box, Record, Reject, Source
 from genmodels.data.images import Data, Pixels, Rejected, fit, fit_box, load, pyramid, quantized
 from genmodels.data.key_patches import key_patches
 from genmodels.data.remote import Outage
-from genmodels.data.shards import Packed, pack
+from genmodels.data.shard_writer import Packed, pack
 from genmodels.data.splits import fraction, hashed
 
 IMAGES_PER_PROCESS = 4000  # fewer are not worth the start of another process (seconds)

@@ -22,7 +22,8 @@ from genmodels.data.decode import Decoder, OpenPool, Sample, decode_all
 from genmodels.data.fields import DataSpec, Record, Reject, Source
 from genmodels.data.images import pyramid_sizes
 from genmodels.data.journal import JOURNAL, Journal
-from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, ShardWriter, data_digest, open_shards
+from genmodels.data.shard_writer import ShardWriter
+from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, data_digest, open_shards
 from genmodels.data.sources import open_source
 from genmodels.data.sources.names import NO_IMAGES, printable
 from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
@@ -51,9 +52,8 @@ def prepare(
     the pool of `open_pool` decodes in their place. Where the configuration names a store, that takes the shards as
     they are finished, and copies of all else; `out` keeps the tables. What `out` held before stays until the new data
     set is complete; a run that was killed goes on where it saved last, unless source or configuration have changed.
-    ValueError when no
-    image is usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes needed when the
-    disk is full.
+    ValueError when no image is usable, or more than `config.max_reject_fraction` are not; OSError names path and bytes
+    needed when the disk is full.
     """
     out = Path(out).absolute()
     source = open_source(config, Path(root))
@@ -61,7 +61,7 @@ def prepare(
     if found := _unchanged(out, config.store, fingerprint):
         return found
     records, upload = _chosen(source, config), Upload(config.store) if config.store else None
-    with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records)), config.encoding):
+    with staging(out) as folder, disk_errors(out, _num_bytes(config, len(records), folder), config.encoding):
         preparation = _Preparation(folder, name, config, source, records, fingerprint, upload)
         return preparation.run(num_processes, progress or (lambda done, total: None), open_pool)
 
@@ -106,11 +106,15 @@ def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
     return split_groups(chosen, joined_groups(source, chosen), config.holdout) if source.groups else chosen
 
 
-def _num_bytes(config: DatasetConfig, num_records: int) -> int:
-    """About what the shards take on disk; encodings other than raw take less. A store leaves the open ones here."""
+def _num_bytes(config: DatasetConfig, num_records: int, folder: Path) -> int:
+    """About what the shards still take on disk; encodings other than raw take less. A store leaves the open ones here.
+
+    What a killed run wrote into `folder` is there already.
+    """
     sizes = pyramid_sizes(config.image_size, config.pyramid)
     num_records = min(num_records, 2 * config.shard_size) if config.store else num_records
-    return num_records * sum(size * size * config.channels + 2048 for size in sizes)
+    num_bytes = num_records * sum(size * size * config.channels + 2048 for size in sizes)
+    return max(0, num_bytes - sum(file.stat().st_size for file in folder.iterdir()))
 
 
 class _Preparation:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data import shards
+from genmodels.data import shard_writer
 from genmodels.data.decode import Sample
 from genmodels.data.fields import Record
 from genmodels.data.prepare import prepare
@@ -333,7 +333,7 @@ def test_a_full_disk_names_path_and_bytes_and_leaves_nothing(source, tmp_path, m
     def full(self, blob):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards._Tar, "append", full)
+    monkeypatch.setattr(shard_writer._Tar, "append", full)
     with pytest.raises(OSError, match=r"out: no room, needs up to [\d,]+ bytes, [\d,]+ are free") as error:
         prepare("toy", config(source), tmp_path / "out", tmp_path, 1)
     assert error.value.errno == errno.ENOSPC

@@ -15,7 +15,7 @@ import webdataset as wds
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data import shards
+from genmodels.data import shard_writer
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, verify
@@ -288,5 +288,5 @@ def test_a_member_is_what_tarfile_writes(name, length):
     info = tarfile.TarInfo(name)
     info.size = length
     data = bytes(range(256)) * (length // 256) + bytes(length % 256)
-    assert shards._member(name, data)[:512] == info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-    assert len(shards._member(name, data)) % 512 == 0
+    assert shard_writer._member(name, data)[:512] == info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    assert len(shard_writer._member(name, data)) % 512 == 0
