@@ -54,4 +54,5 @@ ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that com
 		--host 127.0.0.1 --port 5000
 
 clean:                  ## everything but the source images
-	rm -rf .venv data/runs data/shards data/cache data/models data/evaluations data/versions data/report mlflow.db mlartifacts
+	rm -rf .venv data/runs data/shards data/cache data/inspection data/proofs data/models data/evaluations \
+		data/versions data/report mlflow.db mlartifacts

@@ -131,7 +131,7 @@ class Upload:
         for table in manifest.tables:
             self._put(manifest.folder / table.name, table)
         if missing := self.store.missing(manifest):
-            raise OSError(0, f"{self.store.url}: {missing[0]} is gone since it was uploaded; run the command again")
+            raise ValueError(f"{self.store.url}: {missing[0]} is gone since it was uploaded; run the command again")
         self.store.put(manifest.folder / DATASET_FILE, DATASET_FILE)
 
 

@@ -19,7 +19,7 @@ class Spool:
     """Temporary files by name, in a folder that ends with the object that made it; a killed process leaves it.
 
     Samples are read in the order of a hash, so what is compressed in long runs would be decompressed once a sample.
-    Pickled, it is the same folder in another process.
+    Pickled, it is the same folder in another process; on another machine its namesake, which stays there.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,7 @@ class Spool:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="genmodels-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # on another machine of a cluster it is not there yet
         return self._folder
 
     def _write(self, path: Path, write: Callable[[BinaryIO], None], name: str) -> None:

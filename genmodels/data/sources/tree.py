@@ -153,7 +153,7 @@ class RemoteTree:
         """How many bytes the object has."""
         size = (self._about(file) if self._files is None else self._files[file]).get("size")
         if size is None:
-            raise OSError(0, "the server tells no size")
+            raise ValueError(f"{self.name}/{file}: the server tells no size")
         return int(size)
 
     def stamp(self, file: str) -> bytes:
