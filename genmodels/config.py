@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     SerializeAsAny,
@@ -26,6 +27,16 @@ from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
 
 NumWorkers = Annotated[int, Field(ge=0)]
+
+
+def _store_url(value: str) -> str:
+    if not is_url(value):
+        raise PydanticCustomError("no_url", "Input should be a URL such as s3://bucket/prefix")
+    return value.rstrip("/")
+
+
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+Elastic = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
 
@@ -83,7 +94,7 @@ class DatasetConfig(Strict):
     holdout: float = Field(0.1, ge=0, lt=1, description="share of images held out where the source names no test set")
     num_parts: int = Field(0, ge=0, le=16, description="key patches to find in each image by its edges; 0: none")
     shard_size: int = Field(1024, ge=1, description="samples a shard")
-    store: str | None = Field(
+    store: StoreUrl | None = Field(
         None, description="an fsspec URL (s3://bucket/prefix) that takes the shards; null: data/shards/NAME keeps them"
     )
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are rejected before decoding")
@@ -103,13 +114,6 @@ class DatasetConfig(Strict):
             raise PydanticCustomError("no_channels", "Input should be 1 or 3")
         return value
 
-    @field_validator("store")
-    @classmethod
-    def _is_url(cls, value: str | None) -> str | None:
-        if value is not None and not is_url(value):
-            raise PydanticCustomError("no_url", "Input should be a URL such as s3://bucket/prefix")
-        return value.rstrip("/") if value else value
-
 
 class TrainConfig(Strict):
     """How any model is trained. Everything is counted in images shown."""
@@ -128,7 +132,8 @@ class TrainConfig(Strict):
     log_every: int = Field(2_000, ge=1, description="images between points of the curves")
     snapshot_every: int = Field(20_000, ge=1, description="images between sample grids with scores")
     checkpoint_every: int = Field(20_000, ge=1, description="images between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the latest stay on disk")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the latest stay")
+    keep_best_checkpoints: int = Field(0, ge=0, description="how many of those with the best scores stay beside them")
 
 
 class EvaluationConfig(Strict):
@@ -142,15 +147,33 @@ class EvaluationConfig(Strict):
 class ComputeConfig(Strict):
     """Where training runs. Not part of a run's identity: a run may go on elsewhere."""
 
-    num_workers: NumWorkers | Literal["auto"] = Field(
-        "auto", description="Ray Train workers; auto: one a GPU, without GPUs one; 0: in this process, without Ray"
+    num_workers: NumWorkers | Elastic | Literal["auto"] = Field(
+        "auto",
+        description="Ray Train workers; [MIN, MAX]: as many of these as the cluster has room for, at any time; "
+        "auto: one a GPU, without GPUs one; 0: in this process, without Ray",
     )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: one GPU a worker where the cluster has them")
     cpus_per_worker: float | None = Field(None, gt=0, description="null: this machine's cores shared evenly")
-    storage_path: str = Field("data/runs", description="shared folder for checkpoints, curves and samples")
+    storage_path: str = Field("data/runs", description="folder for checkpoints, curves and samples; all nodes share it")
+    checkpoint_store: StoreUrl | None = Field(
+        None, description="an fsspec URL (s3://bucket/prefix) that takes the checkpoints; null: storage_path does"
+    )
     cache_path: str = Field("data/cache", description="folder for shards of data sets in a store, best on a local disk")
     cache_gb: float = Field(50, gt=0, description="at most so much of them there, in 10^9 bytes")
     max_failures: int = Field(3, ge=-1, description="restarts after lost workers; -1: no limit")
+
+    @field_validator("num_workers")
+    @classmethod
+    def _least_first(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise PydanticCustomError("order", "Input should be [MIN, MAX]")
+        return value
+
+    @property
+    def worker_counts(self) -> range:
+        """The numbers of workers that a training may run with, once 'auto' is settled."""
+        least, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        return range(int(least), int(most) + 1)
 
 
 class Variant(Strict):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from genmodels.model import Batch, GenerativeModel, Noise, Phase, Progress, Stag
 
 Row = dict[str, Any]
 OpenLoader = Callable[[Stage, int], AbstractContextManager[Iterator[Batch]]]  # (stage, images shown before)
+
+
+NOTHING, SAVE, STOP = range(3)  # what a running training may be asked for
 
 
 class NonFiniteError(RuntimeError):
@@ -76,6 +80,12 @@ class Trainer:
         self.autocast_dtype = torch.bfloat16 if use_bf16(config.precision, self.device) else None
         self.step, self.num_images, self.stage_index = 0, 0, 0
         self._interval = _Interval()
+        self._vote, self._wishes = distributed.Vote(), SimpleQueue[int]()
+        self.stopped = False  # before the end, as asked
+
+    def ask(self, wish: int) -> None:
+        """SAVE: a checkpoint after the next steps; STOP: and the end of `run`. For other threads, on any rank."""
+        self._wishes.put(wish)
 
     @property
     def total_images(self) -> int:
@@ -83,17 +93,18 @@ class Trainer:
         return sum(stage.num_images for stage in self.stages)
 
     def run(self) -> None:
-        """Trains from where the state stands to the end."""
+        """Trains from where the state stands to the end, or until it is asked to stop."""
         if self.num_images == 0:
             self.hooks.snapshot(self.ema, self.progress())  # the untrained networks: the scale's lower end
-        while self.num_images < self.total_images:
+        while self.num_images < self.total_images and not self.stopped:
             self._enter_stage()
             end = self._stage_start(self.stage_index + 1)
             with self.open_loader(self.stages[self.stage_index], self.num_images) as batches:
                 self._interval.start = time.perf_counter()
-                while self.num_images < end:
+                while self.num_images < end and not self.stopped:
                     self.train_step(self._to_device(next(batches)))
                     self._after_step()
+        self._vote.close()
 
     def progress(self) -> Progress:
         """Where training stands, as the model sees it."""
@@ -199,7 +210,9 @@ class Trainer:
     def _after_step(self) -> None:
         config, done = self.config, self.num_images >= self.total_images
         stage_done = self.num_images >= self._stage_start(self.stage_index + 1)
-        save = done or self._crossed(config.checkpoint_every)
+        wish = self._vote.cast(NOTHING if self._wishes.empty() else self._wishes.get())
+        self.stopped = wish == STOP and not done
+        save = done or wish or self._crossed(config.checkpoint_every)
         snapshot = stage_done or self._crossed(config.snapshot_every)
         if save or snapshot or self._crossed(config.log_every):
             self._log()  # before a checkpoint too, so that a resumed training logs the same intervals

@@ -17,6 +17,7 @@ from pipelines import reaper
 from pipelines.project import UserError
 from pipelines.run import Run
 
+RESIZE_EVERY = 30.0  # seconds between looks for more workers, where their number may change
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
@@ -50,20 +51,22 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         return
     os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig  # as ray.train has it, with its types
 
     _connect(ray)
-    num_workers = int(compute.num_workers)
-    use_gpu = _use_gpu(compute, num_workers, ray)
+    least, most = compute.worker_counts[0], compute.worker_counts[-1]
+    use_gpu = _use_gpu(compute, least, ray)
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"folder": str(run.folder), "attempt": attempt, "extractor": str(extractor)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=num_workers,
+            num_workers=most if least == most else (least, most),
             use_gpu=use_gpu,
-            resources_per_worker=_resources(compute, num_workers, use_gpu, ray),
+            resources_per_worker=_resources(compute, least, use_gpu, ray),
+            elastic_resize_monitor_interval_s=RESIZE_EVERY,
         ),
         run_config=RunConfig(
             name=f"attempt-{int(time.time())}",

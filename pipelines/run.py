@@ -3,6 +3,8 @@
 data/runs/<model>-<identity>-<n>/
     run.json        configuration, data, status, MLflow run
     lock            held by the driver; names it
+    attempt         the driver's token: a worker that finds another one ends
+    request         what the driver asks of the workers: nothing, 'save' or 'stop'
     events.jsonl    what happened, one JSON object a line; MLflow is fed from it
     checkpoints/    training states
     contact.png     some images of the data set
@@ -62,6 +64,14 @@ class Run:
         """The contact sheet of the run's data set."""
         return self.folder / "contact.png"
 
+    def ask(self, word: str) -> None:
+        """Asks the workers for something: 'save', a checkpoint now; 'stop', and the end after it."""
+        (self.folder / "request").write_text(word)
+
+    def asked(self) -> str:
+        """What the driver asked for last; opened anew, since NFS shows the latest content to who opens a file."""
+        return (self.folder / "request").read_text()
+
     def update(self, **values: Any) -> None:
         """Changes entries of run.json."""
         write_json(self.folder / "run.json", {**self.info, **values})
@@ -101,6 +111,7 @@ def owned(run: Run) -> Iterator[str]:
         lock.flush()
         attempt = uuid.uuid4().hex
         (run.folder / "attempt").write_text(attempt)
+        run.ask("")
         yield attempt
 
 
@@ -117,7 +128,7 @@ class EventLog:
     def add(self, kind: str, num_images: int, **values: Any) -> bool:
         """Appends one event unless that image count has it already; whether it did."""
         self.check_attempt()
-        if num_images <= self._last.get(kind, -1) and kind != "started":
+        if num_images <= self._last.get(kind, -1) and kind not in ("started", "stopped"):
             return False  # a resumed training repeats, bit for bit, what it had logged after its checkpoint
         self._last[kind] = num_images
         with self._run.events_file.open("a") as file:

@@ -103,7 +103,8 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
             raise ValueError(f"{config.model} needs {key!r}, data set {spec.name} offers {_words(spec.keys)}")
     stages = model.stages(config.train.num_images, config.train.batch_size)
     compute = cluster.resolve(compute, [stage.batch_size for stage in stages])
-    check_stages(stages, int(compute.num_workers))
+    for num_workers in compute.worker_counts:
+        check_stages(stages, num_workers)
     for stage in stages:
         if stage.image_size not in spec.sizes:
             raise ValueError(
@@ -143,15 +144,17 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     from pipelines import cluster
     from pipelines.console import Console
     from pipelines.run import open_run, owned
+    from pipelines.stopping import stoppable
     from pipelines.tracking import Tracker, git_tags
 
     compute = plan.compute
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with owned(run) as attempt:
         folder, cache = shards(config.dataset), shard_cache(compute)
         manifest = open_shards(folder)
         run.update(status="running", data=spec.to_json(), shards=str(folder), cache=cache.to_json())
+        run.update(checkpoint_store=compute.checkpoint_store)
         run.update(data_source=manifest.source, data_counts=manifest.counts)
         draw_data(run, folder, cache)
         extractor = extractor_path(compute, spec, config.evaluation)
@@ -160,13 +163,16 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
         print(f"run {run.name} in {run.folder}", flush=True)
         tracker = Tracker(run, described, tags)
-        with tracker, Console(run, plan.stages):
+        with tracker, Console(run, plan.stages), stoppable(run):
             cluster.train(run, attempt, extractor, compute)
-            failed = [event for event in run.events() if event["type"] == "failed"]
-            if failed:
+            last = run.events()[-1]
+            if last["type"] == "failed":
                 tracker.close("FAILED")
                 run.update(status="failed")
-                raise UserError(failed[-1]["reason"])
+                raise UserError(last["reason"])
+            if last["type"] == "stopped":
+                run.update(status="stopped")
+                raise KeyboardInterrupt
         summary = finish(run, tracker, registered)
         if out:
             publish(run, summary, out)
@@ -251,10 +257,6 @@ def _write_csv(path: Path, rows: list[Event]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _words(values: Any) -> str:

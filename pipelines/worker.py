@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from genmodels import checkpoint, distributed, export, pictures
+from genmodels import distributed, export, pictures
+from genmodels.checkpoint import Checkpoints
 from genmodels.config import RunConfig
 from genmodels.data.cache import ShardCache
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader
 from genmodels.metrics.judge import Judge
 from genmodels.model import GenerativeModel, Progress, Stage, model_class
-from genmodels.trainer import Hooks, NonFiniteError, Trainer
+from genmodels.trainer import SAVE, STOP, Hooks, NonFiniteError, Trainer
 from pipelines.run import EventLog, Run
 
+LISTEN_EVERY = 0.5  # seconds between looks at what the driver asks for
 NUM_GRID = 64  # images of a sample grid, always of the same latents
 
 
@@ -53,24 +59,70 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str)
             cache=cache,
         )
 
-    log = EventLog(run, attempt) if rank == 0 else None
-    hooks = _hooks(run, log, Judge(shards, spec, config, Path(extractor), device, cache)) if log else Hooks()
-    trainer = Trainer(model, config.train, open_loader, hooks, device)
+    if rank > 0:
+        trainer = Trainer(model, config.train, open_loader, Hooks(), device)
+        _resume(trainer, None)
+        with suppress(NonFiniteError):  # rank 0 tells
+            trainer.run()
+        return
+    log, checkpoints = EventLog(run, attempt), open_checkpoints(run)
+    judge = Judge(shards, spec, config, Path(extractor), device, cache)
+    trainer = Trainer(model, config.train, open_loader, _hooks(run, log, judge, checkpoints), device)
     with warnings.catch_warnings(record=True) as damaged:
-        state = checkpoint.load_latest(run.folder / "checkpoints", trainer.device)
+        _resume(trainer, checkpoints)
+    notes = [str(warning.message) for warning in damaged]
+    log.add("started", trainer.num_images, workers=world_size, device=str(trainer.device), notes=notes)
+    try:
+        with _listening(run, trainer):
+            trainer.run()
+        checkpoints.wait()
+    except (NonFiniteError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        log.add("failed", trainer.num_images, reason=str(error))  # no reason for Ray to restart it
+        return
+    if trainer.stopped:
+        log.add("stopped", trainer.num_images)
+    else:
+        log.add("finished", trainer.num_images, weights=weights_digest(trainer))
+
+
+def open_checkpoints(run: Run) -> Checkpoints:
+    """The run's training states, in its folder or in the store that it names."""
+    config, store = run.config, run.info.get("checkpoint_store")
+    place = f"{store.rstrip('/')}/{run.name}" if store else run.folder / "checkpoints"
+    metric = model_class(config.model).metric
+    return Checkpoints(place, config.train.keep_checkpoints, config.train.keep_best_checkpoints, metric)
+
+
+def _resume(trainer: Trainer, checkpoints: Checkpoints | None) -> None:
+    """Puts every rank where the latest checkpoint stands; rank 0 alone reads it, so that all take the same."""
+    state = distributed.from_first(checkpoints.load_latest() if checkpoints else None)
     if state:
         trainer.load_state(state)
-    if log:
-        notes = [str(warning.message) for warning in damaged]
-        log.add("started", trainer.num_images, workers=world_size, device=str(trainer.device), notes=notes)
+
+
+@contextmanager
+def _listening(run: Run, trainer: Trainer) -> Iterator[None]:
+    """Hands what the driver asks for to the trainer, within a second."""
+    wishes, over = {"save": SAVE, "stop": STOP}, threading.Event()
+
+    def listen() -> None:
+        heard = ""
+        while not over.wait(LISTEN_EVERY):
+            with suppress(OSError):  # a shared folder that is away for a moment
+                word, heard_before = run.asked(), heard
+                heard = word
+                if word != heard_before and word in wishes:
+                    trainer.ask(wishes[word])
+
+    thread = threading.Thread(target=listen, name="listener", daemon=True)
+    thread.start()
     try:
-        trainer.run()
-    except NonFiniteError as error:  # would fail again the same way, so no reason for Ray to restart it
-        if log:
-            log.add("failed", trainer.num_images, reason=str(error))
-        return
-    if log:
-        log.add("finished", trainer.num_images, weights=weights_digest(trainer))
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def weights_digest(trainer: Trainer) -> str:
@@ -82,12 +134,12 @@ def weights_digest(trainer: Trainer) -> str:
     return digest.hexdigest()
 
 
-def _hooks(run: Run, log: EventLog, judge: Judge) -> Hooks:
-    config = run.config
+def _hooks(run: Run, log: EventLog, judge: Judge, checkpoints: Checkpoints) -> Hooks:
+    ranked: dict[int, float] = {}  # scores by images shown; of the full size only
 
     def save(num_images: int, state: dict) -> None:
         log.check_attempt()
-        checkpoint.save(run.folder / "checkpoints", num_images, state, config.train.keep_checkpoints)
+        checkpoints.save(num_images, state, ranked.get(num_images))
 
     def snapshot(model: GenerativeModel, progress: Progress) -> None:
         size = progress.stage.image_size
@@ -102,6 +154,8 @@ def _hooks(run: Run, log: EventLog, judge: Judge) -> Hooks:
         best = _best_before(run, model, progress.num_images)
         info = {"run": run.name, "images shown": progress.num_images, f"score ({model.metric.name})": score}
         export.save(run.folder / "last", model, progress, info, conditions)
+        if final_size:
+            ranked[progress.num_images] = score
         if final_size and model.metric.better(score, best):
             export.save(run.folder / "best", model, progress, info, conditions)
         log.add(

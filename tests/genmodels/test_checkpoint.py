@@ -1,8 +1,14 @@
 """Training states and exports on disk: whole or not there, and never executed."""
 
+import errno
 import json
+import os
 import pickle
+import subprocess
+import threading
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genmodels import checkpoint, export
+from genmodels import checkpoint, export, files
+from genmodels.checkpoint import Checkpoints
+from genmodels.data import remote
 from genmodels.data.fields import DataSpec
 from genmodels.files import replace_folder, write_atomic, write_json
-from genmodels.model import Progress, Stage, model_class
+from genmodels.model import Metric, Progress, Stage, model_class
 
 SPEC = DataSpec("toy", 3, 16, (4, 8, 16), num_train=8, num_test=0)
 
@@ -39,32 +47,65 @@ class Bomb:
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+def save(place: Path | str, *numbers: int, keep: int = 9) -> list[Path]:
+    """Saves a state a number; where they lie in a folder."""
+    checkpoints = Checkpoints(place, keep)
+    for number in numbers:
+        checkpoints.save(number, state(number))
+    checkpoints.wait()
+    return [Path(place) / f"{number:012d}" for number in numbers]
+
+
+def load(place: Path | str) -> dict | None:
+    return Checkpoints(place, 9).load_latest()
+
+
 def test_the_latest_state_comes_back(tmp_path):
-    assert checkpoint.load_latest(tmp_path) is None
-    for number in (8, 16, 100_000):
-        checkpoint.save(tmp_path, number, state(number), keep=9)
-    loaded = checkpoint.load_latest(tmp_path)
+    assert load(tmp_path) is None
+    save(tmp_path, 8, 16, 100_000)
+    loaded = load(tmp_path)
     assert loaded["step"] == 100_000
     assert torch.equal(loaded["weights"]["w"], state(100_000)["weights"]["w"])
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_all_but_the_latest_are_pruned(tmp_path, keep):
-    for number in range(1, 6):
-        checkpoint.save(tmp_path, number, state(number), keep)
+    save(tmp_path, *range(1, 6), keep=keep)
     assert saved(tmp_path) == list(range(6 - keep, 6))
+
+
+@pytest.mark.parametrize(("direction", "best"), [("min", {2, 4}), ("max", {1, 3})])
+def test_the_best_stay_beside_the_latest(tmp_path, direction, best):
+    checkpoints = Checkpoints(tmp_path, 1, 2, Metric("score", direction))
+    for number, score in enumerate([4.0, 1.0, 5.0, 2.0, float("nan"), None], 1):
+        checkpoints.save(number, state(number), score)
+    checkpoints.wait()
+    assert set(saved(tmp_path)) == best | {6}
+
+
+def test_saving_does_not_wait_for_the_disk_and_takes_the_state_of_its_moment(tmp_path, monkeypatch):
+    open_disk, live = threading.Event(), state(1)
+    sync = files.sync
+    monkeypatch.setattr(files, "sync", lambda path: open_disk.wait(10) and sync(path))
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(1, live)
+    live["weights"]["w"].zero_()  # the training goes on
+    assert checkpoints.place.titles() == []
+    open_disk.set()
+    checkpoints.wait()
+    assert torch.equal(load(tmp_path)["weights"]["w"], state(1)["weights"]["w"])
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")
-    paths = [checkpoint.save(folder, number, state(number), 3) for number in (1, 2, 3)]
+    paths = save(folder, 1, 2, 3)
     num_damaged = data.draw(st.integers(1, 3))
     for path in paths[3 - num_damaged :]:
         damage(path, data)
     with pytest.warns(UserWarning, match="is damaged .*; falling back to the one before") as warned:
-        loaded = checkpoint.load_latest(folder)
+        loaded = load(folder)
     assert len(warned) == num_damaged and str(paths[-1]) in str(warned[0].message)
     assert loaded is None if num_damaged == 3 else loaded["step"] == 3 - num_damaged
 
@@ -87,44 +128,126 @@ def damage(path: Path, data: st.DataObject) -> None:
 
 
 def test_a_whole_state_warns_of_nothing(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1), 2)
+    save(tmp_path, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert checkpoint.load_latest(tmp_path)["step"] == 1
+        assert load(tmp_path)["step"] == 1
 
 
 @pytest.mark.parametrize("place", ["torch.save", "genmodels.checkpoint.write_json", "os.replace"])
-def test_a_crash_while_writing_leaves_the_states_before(tmp_path, monkeypatch, place):
-    checkpoint.save(tmp_path, 1, state(1), 1)
+def test_a_crash_while_writing_leaves_the_states_before_and_is_told(tmp_path, monkeypatch, place):
+    save(tmp_path, 1)
 
     def crash(*arguments, **_):
         if place == "torch.save":
-            Path(arguments[1]).write_bytes(b"half")
-        raise OSError("no space left")
+            arguments[1].write(b"half")
+        raise OSError("the disk is gone")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+    checkpoints = Checkpoints(tmp_path, 1)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
         patch.setattr(place, crash)
-        checkpoint.save(tmp_path, 2, state(2), 1)
+        checkpoints.save(2, state(2))
+        checkpoints.wait()
     assert saved(tmp_path) == [1]
-    assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert load(tmp_path)["step"] == 1
 
 
-def test_a_killed_writer_s_rubble_is_not_taken_for_a_state(tmp_path):
-    checkpoint.save(tmp_path, 1, state(1), 2)
+def test_a_killed_writer_s_rubble_is_not_taken_for_a_state_and_goes(tmp_path):
+    save(tmp_path, 1)
     rubble = tmp_path / ".000000000002.4242.tmp"
     rubble.mkdir()
     (rubble / "state.pt").write_bytes(b"half")
-    assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert load(tmp_path)["step"] == 1
+    assert saved(tmp_path) == [1]
 
 
 def test_a_state_that_would_run_code_is_refused(tmp_path):
-    path, hacked = checkpoint.save(tmp_path, 1, state(1), 2), tmp_path / "hacked"
+    (path,), hacked = save(tmp_path, 1), tmp_path / "hacked"
     torch.save({"step": Bomb(hacked)}, path / "state.pt")
-    digest = checkpoint.sha256_file(path / "state.pt")
+    digest = files.sha256_file(path / "state.pt")
     write_json(path / "manifest.json", {"sha256": digest})  # an attacker can write a manifest too
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
-        checkpoint.load_latest(tmp_path)
+        load(tmp_path)
     assert not hacked.exists()
+
+
+def test_a_full_disk_is_named_with_what_was_needed_and_the_state_before_stays(small_disk):
+    save(small_disk / "checkpoints", 1)
+    big = {"step": 2, "weights": torch.zeros(4_000_000)}
+    checkpoints = Checkpoints(small_disk / "checkpoints", 1)
+    checkpoints.save(2, big)
+    with pytest.raises(
+        OSError, match=r"a checkpoint of 16.0 MB does not fit, \d.\d MB are free.*checkpoints"
+    ) as raised:
+        checkpoints.wait()
+    assert raised.value.errno == errno.ENOSPC
+    assert saved(small_disk / "checkpoints") == [1] and load(small_disk / "checkpoints")["step"] == 1
+
+
+def test_a_disk_that_fills_while_writing_loses_nothing(small_disk, monkeypatch):
+    """Another program takes the room between the check and the writing."""
+    save(small_disk / "checkpoints", 1)
+    monkeypatch.setattr(checkpoint, "_check_room", lambda *_: None)
+    checkpoints = Checkpoints(small_disk / "checkpoints", 1)
+    checkpoints.save(2, {"step": 2, "weights": torch.zeros(4_000_000)})
+    with pytest.raises(OSError, match=r"No space left on device.*checkpoints"):
+        checkpoints.wait()
+    assert saved(small_disk / "checkpoints") == [1] and load(small_disk / "checkpoints")["step"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+# --- in a store ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_a_store_keeps_the_latest_and_passes_over_the_damaged(bucket):
+    url = f"{bucket}/runs/vae-1"
+    assert load(url) is None
+    save(url, 1, 2, 3, keep=2)
+    fs, top = remote.filesystem(url)
+    assert sorted(path.split("/")[-2:] for path in fs.find(top)) == [
+        [f"{number:012d}", name] for number in (2, 3) for name in ("manifest.json", "state.pt")
+    ]
+    assert load(url)["step"] == 3
+    content = bytearray(fs.cat_file(f"{top}/{3:012d}/state.pt"))
+    content[100] ^= 1
+    fs.pipe_file(f"{top}/{3:012d}/state.pt", bytes(content))
+    with pytest.warns(UserWarning, match=f"{url}/000000000003 is damaged .sha256 differs"):
+        assert load(url)["step"] == 2
+
+
+@pytest.mark.cluster
+def test_an_upload_without_its_manifest_is_no_checkpoint(bucket):
+    url = f"{bucket}/runs/half"
+    save(url, 1)
+    fs, top = remote.filesystem(url)
+    fs.pipe_file(f"{top}/{2:012d}/state.pt", b"half")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(url)["step"] == 1
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_waits_for_a_store_that_is_away(bucket, swift):
+    url = f"{bucket}/runs/outage"
+    save(url, 1)
+    checkpoints = Checkpoints(url, 2)
+    swift.kill()
+    checkpoints.save(2, state(2))
+    time.sleep(3)
+    assert not checkpoints._writing.done()
+    swift.start()
+    checkpoints.wait()
+    assert load(url)["step"] == 2
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -213,7 +336,7 @@ def test_weights_that_are_a_pickle_are_refused_unread(exported, tmp_path):
     hacked = tmp_path / "hacked"
     (exported / "model.safetensors").write_bytes(pickle.dumps(Bomb(hacked)))
     config = json.loads((exported / "config.json").read_text())
-    config["sha256"] = checkpoint.sha256_file(exported / "model.safetensors")
+    config["sha256"] = files.sha256_file(exported / "model.safetensors")
     (exported / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match="(?i)header"):
         export.load(exported)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from contextlib import nullcontext
 from itertools import repeat
 
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from genmodels import distributed
 from genmodels.config import TrainConfig
 from genmodels.data.fields import DataSpec
 from genmodels.model import GenerativeModel, OptimizerConfig, Phase, Stage, StepOutput, Strict
-from genmodels.trainer import Hooks, NonFiniteError, Trainer, check_stages, use_bf16
+from genmodels.trainer import NOTHING, SAVE, STOP, Hooks, NonFiniteError, Trainer, check_stages, use_bf16
 
 SPEC = DataSpec("toy", 1, 4, (4,), num_train=64, num_test=0)
 BETAS = (0.9, 0.99)
@@ -342,6 +344,44 @@ def test_a_training_that_is_done_is_not_repeated():
     assert events(states[16], num_images=16)[0] == []
 
 
+def asked(wish: int, at: int, start: dict | None = None) -> tuple[Trainer, dict[int, dict]]:
+    """A training that is asked for something after `at` images, and its checkpoints."""
+    states = {}
+    hooks = Hooks(save=lambda num_images, state: states.update({num_images: copy.deepcopy(state)}))
+    model = Toy(gradient=lambda phase, progress, batch, noise: noise.normal(1).sum())
+    trainer = make(model, hooks, num_images=96, checkpoint_every=1000, log_every=1000)
+    if start:
+        trainer.load_state(start)
+    plain = model.training_step
+
+    def step(batch, phase, progress, *rest):
+        if (phase, progress.num_images) == ("one", at):
+            trainer.ask(wish)
+        return plain(batch, phase, progress, *rest)
+
+    model.training_step = step
+    trainer.run()
+    return trainer, states
+
+
+def test_a_training_that_is_asked_to_save_does_so_once_and_goes_on():
+    trainer, states = asked(SAVE, 24)
+    assert list(states) == [32, 96] and not trainer.stopped
+
+
+def test_a_training_that_is_asked_to_stop_saves_first_and_resumes_bit_exactly():
+    whole, _ = asked(NOTHING, 0)
+    trainer, states = asked(STOP, 24)
+    assert trainer.stopped and list(states) == [32] and trainer.num_images == 32
+    again, _ = asked(NOTHING, 0, states[32])
+    assert torch.equal(again.model.a.weight, whole.model.a.weight)
+
+
+def test_a_training_that_is_asked_to_stop_at_its_end_is_finished():
+    trainer, states = asked(STOP, 88)
+    assert not trainer.stopped and list(states) == [96]
+
+
 # --- precision -------------------------------------------------------------------------------------------------------
 
 
@@ -427,3 +467,26 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(tmp_path):
             assert row == {**one_row, **{k: pytest.approx(v, abs=1e-5) for k, v in one_row.items() if "/" in k}}
     for rank in range(2):  # and weights that differ are noticed at the next checkpoint
         assert "the ranks' weights differ" in torch.load(tmp_path / f"caught{rank}.pt")
+
+
+def run_asked_rank(rank: int, folder: str) -> None:
+    """Rank 1 is asked to stop, by a thread, while both train."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model, saves = Toy(gradient=train_data), []
+    config = TrainConfig(num_images=8_000_000, batch_size=8, log_every=8_000_000)
+    hooks = Hooks(save=lambda num_images, state: saves.append(num_images))
+    trainer = Trainer(model, config, numbered(rank, 2), hooks)
+    if rank == 1:
+        threading.Timer(0.2, trainer.ask, (STOP,)).start()
+    trainer.run()
+    shared = distributed.from_first({"from": rank})
+    torch.save((trainer.num_images, saves[-1:], shared, trainer.stopped), f"{folder}/stopped{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(tmp_path):
+    mp.spawn(run_asked_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"stopped{rank}.pt") for rank in range(2))
+    assert first == second == (first[0], [first[0]], {"from": 0}, True)
+    assert 0 < first[0] < 8_000_000

@@ -441,6 +441,31 @@ def assert_whole(run: Run) -> None:
         assert shown == sorted(set(shown)) != []
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_training_leaves_a_checkpoint_and_goes_on_from_it(number, num_workers, chaos_project):
+    name = f"stopped-{number}-{num_workers}"
+    storage = chaos_project.root / f"data/{name}"
+    settings = (*LONG, "models.progan.train.checkpoint_every=100000", f"compute.storage_path=data/{name}")
+    with running(chaos_project, *settings, *workers(num_workers)) as process:
+        run = wait_for_fade(storage, process)
+        os.kill(process.pid, number)
+        asked = time.time()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopping after a checkpoint" in errors and "the same command goes on" in errors
+    (stopped,) = of_type(run, "stopped")
+    assert stopped["time"] - asked < 20 and run.info["status"] == "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENMODELS_ROOT", str(chaos_project.root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert client().get_run(run.info["mlflow_run_id"]).info.status == "KILLED"
+    with running(chaos_project, *settings, *workers(num_workers)) as process:
+        finish(process)
+    assert of_type(run, "started")[-1]["num_images"] == stopped["num_images"] > 0
+    assert finished(storage)[0] == reference(chaos_project, num_workers)
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [0, 2])
