@@ -102,5 +102,5 @@ def gather(value: Any) -> list[Any]:
     if world_size == 1:
         return [value]
     values: list[Any] = [None] * world_size
-    dist.gather_object(value, values if rank == 0 else None)
+    dist.gather_object(value, values if rank == 0 else None, group=_hosts())
     return values if rank == 0 else []

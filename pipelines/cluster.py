@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from genmodels.config import ComputeConfig
 from genmodels.data.decode import Decoder, Sample, decode_chunk
 from genmodels.data.fields import Record, Reject
 from pipelines import reaper
+from pipelines.preflight import check_nodes
 from pipelines.project import UserError
 from pipelines.run import Run
 
+LOOK_EVERY = 2.0  # seconds between looks for nodes that are about to go
 RESIZE_EVERY = 30.0  # seconds between looks for more workers, where their number may change
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
@@ -58,6 +63,8 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
     _connect(ray)
     least, most = compute.worker_counts[0], compute.worker_counts[-1]
     use_gpu = _use_gpu(compute, least, ray)
+    if not _is_here_alone(ray):
+        check_nodes(ray, run.folder, Path(run.info["shards"]), compute.checkpoint_store)
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"folder": str(run.folder), "attempt": attempt, "extractor": str(extractor)},
@@ -75,7 +82,8 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         ),
     )
     try:
-        trainer.fit()
+        with _saving_before_drains(run):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
 
@@ -108,7 +116,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
 
     from pipelines import worker
 
-    worker.train(config["folder"], config["attempt"], config["extractor"], ray.train.torch.get_device())
+    node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
+    worker.train(**config, device=ray.train.torch.get_device(), node=node)
 
 
 def _connect(ray: Any) -> None:
@@ -122,6 +131,39 @@ def _connect(ray: Any) -> None:
         reaper.start()
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)  # workers speak through events
     signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process before the run is marked
+
+
+def _is_here_alone(ray: Any) -> bool:
+    """Whether the cluster is this machine, which needs no look at itself."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+
+
+@contextmanager
+def _saving_before_drains(run: Run) -> Iterator[None]:
+    """Asks for a checkpoint when a node is about to be taken away, as spot machines and autoscalers announce."""
+    from ray._private.state import state  # what Ray Train's own watcher reads; it has no public form without a barrier
+
+    over = threading.Event()
+
+    def watch() -> None:
+        known: set[str] = set()
+        while not over.wait(LOOK_EVERY):
+            with suppress(Exception):  # whatever the cluster's store has; it is asked again
+                draining = set(state.get_draining_nodes())
+                if draining - known:
+                    run.ask("save")
+                elif known and run.asked() == "save":
+                    run.ask("")  # so that the next one is heard
+                known = draining
+
+    thread = threading.Thread(target=watch, name="drain-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _num_gpus(compute: ComputeConfig) -> int:

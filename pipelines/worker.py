@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,12 +36,16 @@ def build_model(config: RunConfig, spec: DataSpec) -> GenerativeModel:
     return model_class(config.model)(config.settings, spec)
 
 
-def train(folder: str, attempt: str, extractor: str, device: torch.device | str) -> None:
-    """Trains the run in `folder` from its latest checkpoint to the end; returns on every rank at the same step."""
+def train(folder: str, attempt: str, extractor: str, device: torch.device | str, node: str = "") -> None:
+    """Trains the run in `folder` from its latest checkpoint to the end; returns on every rank at the same step.
+
+    `node` names the machine that this rank runs on.
+    """
     run = Run(Path(folder))
     config, shards, cache = run.config, Path(run.info["shards"]), ShardCache.from_json(run.info["cache"])
     spec = DataSpec.from_json(run.info["data"])
     rank, world_size = distributed.world()
+    nodes = distributed.gather(node or socket.gethostname())
     model = build_model(config, spec)
 
     def open_loader(stage: Stage, num_images: int) -> Loader:
@@ -71,7 +76,7 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str)
     with warnings.catch_warnings(record=True) as damaged:
         _resume(trainer, checkpoints)
     notes = [str(warning.message) for warning in damaged]
-    log.add("started", trainer.num_images, workers=world_size, device=str(trainer.device), notes=notes)
+    log.add("started", trainer.num_images, workers=world_size, nodes=nodes, device=str(trainer.device), notes=notes)
     try:
         with _listening(run, trainer):
             trainer.run()
