@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from archives import Images, noise, png
 from hypothesis import HealthCheck, settings
 from swift_server import SwiftServer
 
@@ -114,7 +115,7 @@ def project(tmp_path_factory, sprites_data) -> Iterator[Project]:
 def swift(tmp_path_factory) -> Iterator[SwiftServer]:
     """A real S3 server for all tests of a session."""
     if not importlib.util.find_spec("swift"):
-        pytest.skip("needs the S3 server of the dev extra: pip install -r requirements.lock")
+        pytest.fail("needs the S3 server of the dev extra: pip install -r requirements.lock")
     server = SwiftServer(tmp_path_factory.mktemp("swift"))
     server.start()
     yield server
@@ -135,3 +136,13 @@ def bucket(swift, request) -> Iterator[str]:
         fs.mkdir(path)
         yield url
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def cifar_images() -> tuple[Images, Images, list[int]]:
+    return noise(8, 32, 32, 3), noise(4, 32, 32, 3, seed=1), [number % 3 for number in range(12)]
+
+
+@pytest.fixture
+def tar_images() -> list[bytes]:
+    return [png(image) for image in noise(12, 8, 8, 3)]

@@ -11,13 +11,14 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data import remote
 from genmodels.data.sources import open_source
+from genmodels.data.sources.columns import Named
 from genmodels.data.sources.folder import FolderSource
 from genmodels.data.sources.names import LAYOUTS, NOT_AN_IMAGE_FILE
 from genmodels.data.sources.tree import LocalTree
 
 
-def folder_source(folder: Path, *args: object, **settings: object) -> FolderSource:
-    return FolderSource(LocalTree(folder), *args, **settings)
+def folder_source(folder: Path, **named: object) -> FolderSource:
+    return FolderSource(LocalTree(folder), Named(**named))
 
 
 def fill(folder: Path, *files: str) -> Path:

@@ -13,14 +13,15 @@ from genmodels.data.loader import Loader, read_split
 from genmodels.data.prepare import prepare
 from genmodels.data.shards import open_shards
 from genmodels.data.sources import open_source
+from genmodels.data.sources.columns import Named
 from genmodels.data.sources.folder import FolderSource
 from genmodels.data.sources.tree import LocalTree
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 
 
-def folder_source(folder: Path, *args: object, **settings: object) -> FolderSource:
-    return FolderSource(LocalTree(folder), *args, **settings)
+def folder_source(folder: Path, **named: object) -> FolderSource:
+    return FolderSource(LocalTree(folder), Named(**named))
 
 
 def fill(folder: Path, images: list[str], **texts: str | bytes) -> Path:

@@ -9,6 +9,7 @@ from genmodels.config import DatasetConfig
 from genmodels.data.fields import Source
 from genmodels.data.remote import is_url
 from genmodels.data.sources.cifar import CifarSource, is_cifar
+from genmodels.data.sources.columns import Named
 from genmodels.data.sources.folder import FolderSource
 from genmodels.data.sources.idx import IdxSource, is_idx, set_names
 from genmodels.data.sources.names import LAYOUTS, is_image_name
@@ -21,7 +22,6 @@ SPRITES = "sprites"  # the word for the embedded data set
 RING = "ring"  # the word for points of the plane
 RENDERED = (SPRITES, RING)  # sources that need no files
 NUM_POINTS = 20_000  # of the ring, unless the configuration says otherwise
-COLUMNS = ("label", "attributes", "split_by")  # settings that name columns
 # Archives by what their paths are like; of several kinds in a folder the first is read.
 ARCHIVES = {"idx": is_idx, "parquet": is_parquet, "cifar": is_cifar, "tar": is_tar}
 
@@ -47,11 +47,12 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
     if kind in ("idx", "cifar"):
         _refuse_columns(config, f"source {config.source!r} ({'IDX files' if kind == 'idx' else 'batches of CIFAR'})")
         return IdxSource(tree) if kind == "idx" else CifarSource(tree)
+    named = Named(config.attributes, config.label, config.split_by)
     if kind == "parquet":
-        return ParquetSource(tree, config.attributes, config.label, config.split_by)
+        return ParquetSource(tree, named)
     if kind == "tar":
-        return TarSource(tree, config.attributes, config.label, config.split_by)
-    return FolderSource(tree, config.attributes, config.label, config.split_by)
+        return TarSource(tree, named)
+    return FolderSource(tree, named)
 
 
 def is_available(config: DatasetConfig, root: Path) -> bool:
@@ -63,7 +64,7 @@ def is_available(config: DatasetConfig, root: Path) -> bool:
 
 
 def _refuse_columns(config: DatasetConfig, what: str) -> None:
-    for setting in COLUMNS:
+    for setting in Named._fields:
         if getattr(config, setting) is not None:
             raise ValueError(f"{setting} names columns of tables; {what} has none")
 

@@ -15,6 +15,23 @@ MAX_VALUES = 40  # of a column that becomes one attribute a value
 MAX_LISTED = 12  # choices of an error
 
 
+class Named(NamedTuple):
+    """The settings of a data set that name columns, as in the configuration."""
+
+    attributes: Sequence[str] | None = None
+    label: str | None = None
+    split_by: str | None = None
+
+    def columns(self) -> dict[str, str]:
+        """Every name that they may mean a column by, with the setting; of NAME=VALUE both readings."""
+        named = {name: "attributes" for each in self.attributes or () for name in (each.partition("=")[0], each)}
+        return (
+            named
+            | ({self.label: "label"} if self.label else {})
+            | ({self.split_by: "split_by"} if self.split_by else {})
+        )
+
+
 class Row(NamedTuple):
     """What a table says of one image."""
 
@@ -66,16 +83,11 @@ class Columns:
         self._attribute_table, self._where = attribute_table, where
         self._tables = [table for table in (attribute_table, other) if table]
 
-    def roles(
-        self,
-        attributes: Sequence[str] | None,
-        label: str | None,
-        split_by: str | None,
-        captions: dict[str, tuple[str, ...]] | None,
-    ) -> Roles:
-        """The columns that these settings of the configuration name."""
+    def roles(self, named: Named, captions: dict[str, tuple[str, ...]] | None) -> Roles:
+        """The columns that the configuration names, in their roles."""
+        label, split_by = named.label, named.split_by
         return Roles(
-            attributes=self.attributes(attributes),
+            attributes=self.attributes(named.attributes),
             labels=self.column(label, "label") if label else None,
             captions=captions,
             groups=self.column(split_by, "split_by") if split_by else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from genmodels.data.fields import Record, Reject
+from genmodels.data.sources.columns import Named
 from genmodels.data.sources.listed import ListedSource
 from genmodels.data.sources.names import (
     LAYOUTS,
@@ -25,16 +26,9 @@ class FolderSource(ListedSource):
     """Images of a folder, sorted by path, with what `genmodels.data.sources.tables` says of them.
 
     Links that lead out of the folder and files of other types are rejects, and so are images that a table leaves out.
-    `attributes`, `label` and `split_by` as in the configuration.
     """
 
-    def __init__(
-        self,
-        tree: Tree,
-        attributes: tuple[str, ...] | None = None,
-        label: str | None = None,
-        split_by: str | None = None,
-    ):
+    def __init__(self, tree: Tree, named: Named):
         rejects: list[Reject] = []
         files = _scan(tree, rejects)
         if not files:
@@ -43,8 +37,8 @@ class FolderSource(ListedSource):
         used = set(tables.used)
         used_tables = [reject.file for reject in rejects if reject.file in used]
         rejects = [reject for reject in rejects if reject.file not in used]
-        arranged, layout = _arrange(files, rejects, class_folders=label is None)
-        roles = tables.roles(attributes, label, split_by, tables.captions())
+        arranged, layout = _arrange(files, rejects, class_folders=named.label is None)
+        roles = tables.roles(named, tables.captions())
         records = roles.described(arranged, rejects)
         others = [*used_tables, *(reject.file for reject in rejects)]
         found = tables.describe(roles.attributes, sum(len(record.captions) for record in records))

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels.data.captions import words
-from genmodels.data.sources.columns import CAPTION_COLUMNS, no_column
-from genmodels.data.sources.told import Told, named_columns
+from genmodels.data.sources.columns import CAPTION_COLUMNS, Named, no_column
+from genmodels.data.sources.told import Told
 
 LABEL_COLUMNS = ("label", "class")
 
@@ -20,26 +20,24 @@ def tell(
     told: Told,
     parquet: pq.ParquetFile,
     files: Sequence[str],
-    attributes: Sequence[str] | None,
-    label: str | None,
-    split_by: str | None,
+    named: Named,
     where: str,
 ) -> None:
     """Adds what the file says of its rows, which `files` names in order, to what is told of all images.
 
-    The settings as in the configuration. ValueError of one line where a column is missing, or holds lists and such.
+    ValueError of one line where a column is missing, or holds lists and such.
     """
     schema = parquet.schema_arrow
     plain = [field.name for field in schema if _is_plain(field.type)]
-    named = named_columns(attributes, label, split_by)
-    for name, setting in named.items():
+    wanted = named.columns()
+    for name, setting in wanted.items():
         if name not in schema.names and not (setting == "attributes" and name.partition("=")[0] in schema.names):
             raise no_column(setting, name.partition("=")[0], plain, where)
-    default = None if label else next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    for name in {*(named.keys() & set(schema.names)), *([default] if default else [])}:
+    default = None if named.label else next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    for name in {*(wanted.keys() & set(schema.names)), *([default] if default else [])}:
         if name not in plain:
             kind = schema.field(name).type
-            raise ValueError(f"{named.get(name, 'label')}: column {name!r} of {where} holds {kind}, no plain values")
+            raise ValueError(f"{wanted.get(name, 'label')}: column {name!r} of {where} holds {kind}, no plain values")
 
     def column(name: str) -> dict[str, str]:
         values = parquet.read(columns=[name], use_threads=False).column(0).to_pylist()
@@ -49,9 +47,9 @@ def tell(
     if default:
         told.labels |= column(default)
     for name in plain:
-        if attributes is None and name not in (default, label, split_by) and _is_whole(schema.field(name).type):
+        if named.attributes is None and name not in (default, *wanted) and _is_whole(schema.field(name).type):
             told.attributes[name] |= column(name)
-        elif name in named:
+        elif name in wanted:
             told.values[name] |= column(name)
     captions = next(
         (name for name in CAPTION_COLUMNS if name in schema.names and _is_text(schema.field(name).type)), None

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels.data.fields import Record
-from genmodels.data.sources.columns import listed
+from genmodels.data.sources.columns import Named, listed
 from genmodels.data.sources.listed import ListedSource, Piece
 from genmodels.data.sources.names import keys, named_splits, others
 from genmodels.data.sources.parquet_columns import tell
@@ -34,18 +34,11 @@ def is_parquet(file: str) -> bool:
 class ParquetSource(ListedSource):
     """A row an image, of one file or of several; train-*.parquet and test-* (or validation-*) give the split.
 
-    `attributes`, `label` and `split_by` as in the configuration, of the files' columns. Without `label` a column called
-    label or class is the class; without `attributes` every further column of 0 and 1 is one. Row groups are unpacked
-    once, not for every image.
+    Unless named otherwise, a column called label or class is the class, and every further column of 0 and 1 is an
+    attribute. Row groups are unpacked once, not for every image.
     """
 
-    def __init__(
-        self,
-        tree: Tree,
-        attributes: tuple[str, ...] | None = None,
-        label: str | None = None,
-        split_by: str | None = None,
-    ):
+    def __init__(self, tree: Tree, named: Named):
         scan = list(tree.scan())
         files = [file for file, refusal in scan if not refusal and is_parquet(file)]
         splits, rejects, found = named_splits(files)
@@ -58,9 +51,9 @@ class ParquetSource(ListedSource):
             with _opened(tree, file) as parquet:
                 self._images[file] = _image_column(parquet.schema_arrow, where)
                 pieces = _pieces(parquet, file, split, tree.size(file), where)
-                tell(told, parquet, [piece.file for piece in pieces], attributes, label, split_by, where)
+                tell(told, parquet, [piece.file for piece in pieces], named, where)
                 records += pieces
-        roles = told.roles(attributes, label, split_by, tree.name)
+        roles = told.roles(named, tree.name)
         described = roles.described(records, rejects)
         found = summary(f"Parquet files ({len(splits)}{found})", roles, described)
         super().__init__(tree, described, rejects, [file for file, _ in scan], found, roles.attributes)

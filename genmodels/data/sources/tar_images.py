@@ -19,11 +19,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from genmodels.data.fields import Record, Reject
+from genmodels.data.sources.columns import Named
 from genmodels.data.sources.listed import ListedSource, Piece
 from genmodels.data.sources.names import A_PICKLE, NOT_AN_IMAGE_FILE, is_image_name, keys, named_splits, others
 from genmodels.data.sources.tar_members import tar_members
 from genmodels.data.sources.tar_texts import TEXTS, read_texts
-from genmodels.data.sources.told import Told, named_columns, summary
+from genmodels.data.sources.told import Told, summary
 from genmodels.data.sources.tree import Tree, open_file
 
 PACKED = (".tar.gz", ".tgz")
@@ -51,16 +52,10 @@ class TarSource(ListedSource):
     """Samples of one tar or of several; train-*.tar and test-*.tar (or val-*.tar) give the split.
 
     Members that are no sample's, and hostile ones, are rejects; a tar that is cut off is a ValueError.
-    `attributes`, `label` and `split_by` as in the configuration, of the values in the samples' .json.
+    The columns that are named are values in the samples' .json.
     """
 
-    def __init__(
-        self,
-        tree: Tree,
-        attributes: tuple[str, ...] | None = None,
-        label: str | None = None,
-        split_by: str | None = None,
-    ):
+    def __init__(self, tree: Tree, named: Named):
         scan = list(tree.scan())
         tars = [file for file, refusal in scan if not refusal and file.endswith(".tar")]
         if not tars:
@@ -69,12 +64,12 @@ class TarSource(ListedSource):
             )
         splits, rejects, found = named_splits(tars)
         rejects += others(scan, tars)
-        wanted = named_columns(attributes, label, split_by)
+        wanted = named.columns()
         told, records = Told(), list[Piece]()
         for tar, split in splits.items():
             samples = _samples(tree, tar, rejects)
             records += _records(tar, split, samples.values(), told, wanted, rejects)
-        roles = told.roles(attributes, label, split_by, f"the .json members of {tree.name}")
+        roles = told.roles(named, f"the .json members of {tree.name}")
         described = roles.described(records, rejects)
         found = summary(f"WebDataset tars ({len(splits)}{found})", roles, described)
         super().__init__(tree, described, rejects, [file for file, _ in scan], found, roles.attributes)

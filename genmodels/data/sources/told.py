@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from genmodels.data.fields import Record
-from genmodels.data.sources.columns import Columns, Values
+from genmodels.data.sources.columns import Columns, Named, Values
 from genmodels.data.sources.roles import Roles
 
 
@@ -19,11 +19,11 @@ class Told:
         self.attributes: dict[str, dict[str, str]] = defaultdict(dict)  # by name: what are attributes unless chosen
         self.values: dict[str, dict[str, str]] = defaultdict(dict)  # by name: what a configuration may name
 
-    def roles(self, attributes: Sequence[str] | None, label: str | None, split_by: str | None, where: str) -> Roles:
-        """The roles that these settings of the configuration give; `where` is how messages call the columns."""
+    def roles(self, named: Named, where: str) -> Roles:
+        """The roles that the configuration gives; `where` is how messages call the columns."""
         columns = Columns(Values(self.attributes), Values(self.values), where)
-        roles = columns.roles(attributes, label, split_by, self.captions or None)
-        return roles if label else roles._replace(labels=self.labels or None)
+        roles = columns.roles(named, self.captions or None)
+        return roles if named.label else roles._replace(labels=self.labels or None)
 
 
 def summary(what: str, roles: Roles, records: Sequence[Record]) -> str:
@@ -31,9 +31,3 @@ def summary(what: str, roles: Roles, records: Sequence[Record]) -> str:
     num_captions = sum(len(record.captions) for record in records)
     with_captions = f" with {num_captions:,} captions" if num_captions else ""
     return "; ".join([f"{what}: {len(records)} images{with_captions}", *roles.words])
-
-
-def named_columns(attributes: Sequence[str] | None, label: str | None, split_by: str | None) -> dict[str, str]:
-    """Every name that these settings may mean a column by, with the setting; of NAME=VALUE both readings."""
-    named = {name: "attributes" for each in attributes or () for name in (each.partition("=")[0], each)}
-    return named | ({label: "label"} if label else {}) | ({split_by: "split_by"} if split_by else {})
