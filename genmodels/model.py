@@ -230,6 +230,10 @@ class GenerativeModel(nn.Module):
         """
         raise ValueError(f"{self.name} takes no {', '.join(given)}; it samples without a condition")
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """What `encode_condition` takes, by name, with the choices; empty choices where anything of its kind goes."""
+        return {}
+
     def latent(self, num: int, generator: torch.Generator) -> Tensor:
         """Latents [num, ...] on the CPU: what sampling, interpolation and traversal start from."""
         raise NotImplementedError

@@ -26,6 +26,10 @@ class ReconstructingModel(GenerativeModel):
         """Decoded latents; under {"image": [N, C, S, S]} the reconstructions of those images."""
         return self.reconstruct(cond["image"]) if "image" in cond else self.decode(latent, cond)
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Images to reconstruct."""
+        return {"source": ()}
+
     def encode_condition(self, **given: Any) -> Batch:
         """source: images [N, C, S, S] in [-1, 1] to reconstruct."""
         check_given(self.name, given, required=("source",))

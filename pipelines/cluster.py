@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # for Ray's dashboard; MLflow has ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -63,7 +65,9 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
     _connect(ray)
     least, most = compute.worker_counts[0], compute.worker_counts[-1]
     use_gpu = _use_gpu(compute, least, ray)
-    if not _is_here_alone(ray):
+    if _is_here_alone(ray):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less to start
+    else:
         check_nodes(ray, run.folder, Path(run.info["shards"]), compute.checkpoint_store)
     trainer = TorchTrainer(
         _worker_loop,
@@ -83,7 +87,7 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
     )
     try:
         with _saving_before_drains(run):
-            trainer.fit()
+            _beside_main(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
 
@@ -137,6 +141,20 @@ def _is_here_alone(ray: Any) -> bool:
     """Whether the cluster is this machine, which needs no look at itself."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+
+
+def _beside_main(action: Callable[[], Any]) -> None:
+    """Runs `action` in another thread: in the main one, Ray Train would answer Ctrl-C, without a checkpoint."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    outcome.result()
 
 
 @contextmanager

@@ -131,6 +131,10 @@ class AAE(ReconstructingModel):
         """D(E(x))."""
         return torch.tanh(self.decoder(self.encoder(images)))
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Images to reconstruct; a class, where labels are used."""
+        return super().controls() | ({"label": self.data.classes} if self.config.use_labels else {})
+
     def encode_condition(self, **given: Any) -> Batch:
         """source: images to reconstruct; or, where labels are used, label: the name of a class to sample."""
         if "label" not in given or not self.config.use_labels or len(given) > 1:

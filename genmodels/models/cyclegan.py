@@ -179,6 +179,10 @@ class CycleGAN(GenerativeModel):
         """Images of A, to be translated to B."""
         return {"image_A": batch["image_A"]}
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Images to translate, and which way."""
+        return {"source": (), "direction": ("A2B", "B2A")}
+
     def encode_condition(self, **given: Any) -> Batch:
         """Images source [N, C, S, S] with direction "A2B", the default, or "B2A"."""
         check_given(self.name, given, required=("source",), optional=("direction",))

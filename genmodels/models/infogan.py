@@ -160,9 +160,13 @@ class InfoGAN(GenerativeModel):
         rest = 2 * torch.rand(num, self.config.noise_dim + self.config.num_continuous, generator=generator) - 1
         return self._join(rest, torch.randint(self.config.num_categories, (num,), generator=generator))
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """The category."""
+        return {"label": tuple(str(number) for number in range(self.config.num_categories))}
+
     def encode_condition(self, **given: Any) -> Batch:
         """label="3": the categorical code by its number; what it means, the pictures of the evidence show."""
-        choices = [str(number) for number in range(self.config.num_categories)]
+        choices = self.controls()["label"]
         check_given(self.name, given, required=("label",))
         if given["label"] not in choices:
             raise ValueError(f"label {given['label']!r} of {self.name} is no category; choices: {', '.join(choices)}")

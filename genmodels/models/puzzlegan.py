@@ -170,6 +170,10 @@ class PuzzleGAN(GenerativeModel):
         """The key patches of images, [N, P, C, S, S]."""
         return {"patches": cut(batch["image"], batch["parts"])}
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Key patches."""
+        return {"patches": ()}
+
     def encode_condition(self, **given: Any) -> Batch:
         """The user's own patches [N, C, S, S], as many an image as the data set has parts, image by image."""
         check_given(self.name, given, required=("patches",))

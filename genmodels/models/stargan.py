@@ -176,6 +176,11 @@ class StarGAN(GenerativeModel):
         return {"image": batch["image"], "attributes": self._own(batch).roll(1, 0)}
 
     @torch.no_grad()
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """Images to translate, and the attributes that may be changed in them."""
+        values = ("1",) if self.config.exclusive else ("0", "1")
+        return {"source": (), "attributes": tuple(f"{name}={value}" for name in self.attributes for value in values)}
+
     def encode_condition(self, **given: Any) -> Batch:
         """Images source [N, C, S, S] and attributes="hat=1,night=0"; D reads the others in the source."""
         check_given(self.name, given, required=("source", "attributes"))

@@ -221,6 +221,10 @@ class Text2Image(GenerativeModel):
         """The first caption's tokens."""
         return {"caption": batch["caption"][:, 0]}
 
+    def controls(self) -> dict[str, tuple[str, ...]]:
+        """What to show."""
+        return {"caption": ()}
+
     def encode_condition(self, **given: Any) -> Batch:
         """caption=["a red cat", ...]: tokens; a word never seen in training counts as unknown."""
         check_given(self.name, given, required=("caption",))

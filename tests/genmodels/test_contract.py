@@ -22,7 +22,7 @@ from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader, read_split
 from genmodels.export import Sampler, turns
 from genmodels.metrics.evaluate import evaluate
-from genmodels.model import Batch, GenerativeModel, Noise, model_class, model_names
+from genmodels.model import Batch, GenerativeModel, Noise, Progress, model_class, model_names
 from genmodels.trainer import Hooks, NonFiniteError, Trainer, to_float
 
 BATCH = 8
@@ -42,6 +42,8 @@ LEARNING = {  # over the tiny settings: enough to learn a handful of images in 1
     "puzzlegan": {"width": 16, "embedding_dim": 32, "lr": 2e-3},
     "progan": {"lr": 3e-3},
 }
+
+CONDITIONED = {"aae": {"use_labels": True}}  # settings under which more conditions are offered
 
 every_model = pytest.mark.parametrize("name", model_names())
 
@@ -472,6 +474,27 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(name):
     with pytest.raises(ConfigError) as error:
         validated(schema, {key[:-1] + "_": 1}, f"models.{name}")
     assert f"did you mean {key!r}?" in str(error.value) and "\n" not in str(error.value)
+
+
+@every_model
+def test_a_model_takes_every_condition_that_it_offers_and_no_other(name, sprites_data):
+    model = build(name, sprites_data.spec, **CONDITIONED.get(name, {}))
+    given = {"source": torch.zeros(2, 3, 16, 16), "caption": ["a red cat"] * 2}
+    given["patches"] = torch.zeros(2 * max(1, sprites_data.spec.num_parts), 3, 16, 16)
+    controls = model.controls()
+    free = {key: given[key] for key, choices in controls.items() if not choices}
+    chosen = {key: choices[-1] for key, choices in controls.items() if choices}
+    together = [{**free, **chosen}] if "label" not in controls else [free, chosen]  # a class, or images
+    for wanted in filter(None, together):
+        batch = model.encode_condition(**wanted)
+        images = model.generate(model.latent(2, torch.Generator()), turns(batch, 2), progress_at_end(model))
+        assert images.shape[0] == 2
+    with pytest.raises(ValueError, match="takes no"):
+        model.encode_condition(nothing_of_the_kind=1)
+
+
+def progress_at_end(model: GenerativeModel) -> Progress:
+    return Progress(1, 4096, model.stages(4096, BATCH)[-1], 1.0)
 
 
 @every_model
