@@ -6,7 +6,9 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+SIDE_BY_SIDE = "GENMODELS_SIDE_BY_SIDE"  # set where other trainings share the cluster
+
 
 def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig:
     """`num_workers: auto` as a number: the most of one a GPU that divides every batch; one without GPUs.
@@ -33,7 +37,8 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig
     """
     if compute.num_workers != "auto":
         return compute
-    fitting = [num for num in range(1, (_num_gpus(compute) or 1) + 1) if all(size % num == 0 for size in batch_sizes)]
+    most = 1 if SIDE_BY_SIDE in os.environ else _num_gpus(compute) or 1
+    fitting = [num for num in range(1, most + 1) if all(size % num == 0 for size in batch_sizes)]
     return compute.model_copy(update={"num_workers": fitting[-1]})
 
 
@@ -75,6 +80,46 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
+
+
+@contextmanager
+def shared(compute: ComputeConfig) -> Iterator[tuple[Callable[[], int], dict[str, str]]]:
+    """One cluster for several trainings: how many of them it holds now, and the environment in which they join it.
+
+    `num_workers: auto` is one worker a training there: side by side they use a machine better than one over all of it.
+    """
+    num_workers = 1 if compute.num_workers == "auto" else int(compute.num_workers)
+    environment = {**os.environ, SIDE_BY_SIDE: "1"}
+    if num_workers == 0:
+        yield partial(_room_without_ray, compute), {"OMP_NUM_THREADS": f"{_threads(compute)}", **environment}
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
+    import ray
+
+    _connect(ray)
+    address = os.environ.get("RAY_ADDRESS") or ray.get_runtime_context().gcs_address
+    joining = {**environment, **os.environ, "RAY_ADDRESS": address}  # Ray has set how it authenticates
+    try:
+        yield partial(_room, compute, num_workers, ray), joining
+    finally:
+        ray.shutdown()
+
+
+def _room(compute: ComputeConfig, num_workers: int, ray: Any) -> int:
+    """How many trainings fit the cluster as it is now; at least one: Ray waits for a machine that may come back."""
+    asked = _resources(compute, num_workers, _use_gpu(compute, num_workers, ray), ray)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = sum(min(int(node.get(kind, 0) // amount) for kind, amount in asked.items()) for node in nodes)
+    return max(1, workers // num_workers)
+
+
+def _room_without_ray(compute: ComputeConfig) -> int:
+    return 1 if _local_device(compute) == "cuda" else len(os.sched_getaffinity(0)) // _threads(compute)
+
+
+def _threads(compute: ComputeConfig) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return min(max(1, int(compute.cpus_per_worker or cores)), cores)
 
 
 class RayPool:

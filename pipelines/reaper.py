@@ -18,8 +18,10 @@ _pipe: IO[bytes] | None = None  # open as long as this process lives
 
 
 def start() -> None:
-    """Starts the process that ends this one's children after it."""
+    """Starts the process that ends this one's children after it, once."""
     global _pipe
+    if _pipe:
+        return
     # Its own session: Ctrl-C reaches the driver alone. The pipe closes when the driver ends, however it does.
     arguments = [sys.executable, __file__, str(os.getpid())]
     reaper = subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)

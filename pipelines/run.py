@@ -87,6 +87,14 @@ def open_run(storage: Path, config: RunConfig, shards: Path, data_digest: str) -
     return run
 
 
+def newest(storage: Path, config: RunConfig, data_digest: str) -> Run | None:
+    """The newest run of an identity that is finished."""
+    identity = f"{config.model}-{config.digest(data_digest)}"
+    runs = [Run(file.parent) for file in storage.glob(f"{identity}-*/run.json")]
+    finished = [run for run in runs if run.info["status"] == "finished"]
+    return max(finished, key=lambda run: int(run.name.rpartition("-")[2]), default=None)
+
+
 @contextmanager
 def owned(run: Run) -> Iterator[str]:
     """Holds the run for this process and yields the attempt's token; UserError names another owner."""

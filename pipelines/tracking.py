@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -11,10 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from genmodels import files
 from pipelines.project import root, store_root
 from pipelines.run import Event, Run, read_events
 
@@ -259,11 +259,6 @@ def _exists(client: Any, run_id: str) -> bool:
         raise
 
 
-@contextmanager
-def exclusive(name: str) -> Iterator[None]:
-    """One process of this machine at a time."""
-    folder = store_root() / "data" / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def exclusive(name: str, notice: str = "") -> AbstractContextManager[None]:
+    """One process of this machine at a time; the others print `notice` and wait."""
+    return files.exclusive(store_root() / "data" / "runs" / f".{name}.lock", notice)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 @command
 def main(
-    model: Annotated[str, typer.Option(help="a registered model, such as progan")],
+    model: Annotated[
+        str, typer.Option(help="a registered model, such as progan; several: a,b; all of params.yaml: all")
+    ],
     recipe: Annotated[str | None, typer.Option(help="a name under recipes.MODEL in params.yaml")] = None,
     overrides: Overrides = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: in this process")] = None,
@@ -42,18 +44,30 @@ def main(
     if num_workers is not None:
         overrides = [*(overrides or []), f"compute.num_workers={num_workers}"]
     everything = params(overrides)
-    config = everything.run(model, recipe)
+    configs = {name: everything.run(name, recipe) for name in chosen(everything, model)}
     if print_config:
         import yaml
 
-        print(yaml.safe_dump(config.to_json(), sort_keys=False), end="")
-        return
-    spec = prepared(everything, config)
-    plan = preflight(config, spec, everything.compute)
-    if dry_run:
-        show(plan)
-        return
-    train(config, spec, plan, out)
+        print("---\n".join(yaml.safe_dump(config.to_json(), sort_keys=False) for config in configs.values()), end="")
+    elif dry_run:
+        for config in configs.values():
+            show(preflight(config, prepared(everything, config), everything.compute))
+    elif len(configs) > 1:
+        from pipelines import fleet
+
+        options = [f"--set={override}" for override in overrides or ()] + ([f"--recipe={recipe}"] if recipe else [])
+        fleet.train(everything, configs, options, recipe, out)
+    else:
+        (config,) = configs.values()
+        spec = prepared(everything, config)
+        train(config, spec, preflight(config, spec, everything.compute), out)
+
+
+def chosen(everything: Params, names: str) -> list[str]:
+    """The models that `all` or a list such as vae,dcgan names; each once."""
+    from pipelines.fleet import all_models
+
+    return all_models(everything) if names == "all" else list(dict.fromkeys(names.split(",")))
 
 
 def prepared(everything: Params, config: RunConfig) -> DataSpec:
@@ -62,13 +76,15 @@ def prepared(everything: Params, config: RunConfig) -> DataSpec:
     from genmodels.data.sources import is_available
     from genmodels.data.store import adopt
     from pipelines.prepare import prepare
+    from pipelines.tracking import exclusive
 
     folder, dataset = shards(config.dataset), everything.dataset(config.dataset)
     if is_available(dataset, root()) or not (folder.is_dir() or dataset.store):
         prepare(everything, config.dataset)
         return open_shards(folder).spec
-    if dataset.store and not folder.is_dir():
-        adopt(dataset.store, folder)
+    with exclusive(f"prepare-{config.dataset}"):
+        if dataset.store and not folder.is_dir():
+            adopt(dataset.store, folder)
     manifest = open_shards(folder)  # as on a cluster that was given the shards alone
     print(f"{config.dataset}: its source is not on this machine, using the shards in {manifest.store or folder}")
     return manifest.spec
@@ -170,7 +186,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         summary = finish(run, tracker, registered)
         if out:
             publish(run, summary, out)
-        run.update(status="finished")
+        run.update(status="finished", result=summary)
 
 
 def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
