@@ -108,9 +108,13 @@ def shared(compute: ComputeConfig) -> Iterator[tuple[Callable[[], int], dict[str
 def _room(compute: ComputeConfig, num_workers: int, ray: Any) -> int:
     """How many trainings fit the cluster as it is now; at least one: Ray waits for a machine that may come back."""
     asked = _resources(compute, num_workers, _use_gpu(compute, num_workers, ray), ray)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, fitting([node["Resources"] for node in ray.nodes() if node["Alive"]], asked, num_workers))
+
+
+def fitting(nodes: list[dict[str, float]], asked: dict[str, float], num_workers: int) -> int:
+    """How many trainings fit machines of these resources; a worker is on one machine, a training may be on several."""
     workers = sum(min(int(node.get(kind, 0) // amount) for kind, amount in asked.items()) for node in nodes)
-    return max(1, workers // num_workers)
+    return workers // num_workers
 
 
 def _room_without_ray(compute: ComputeConfig) -> int:
@@ -162,7 +166,11 @@ def _connect(ray: Any) -> None:
     local = {} if address else {"include_dashboard": False}
     if not address:
         reaper.start()
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)  # workers speak through events
+        address = "local"  # None would join whatever was started last on this machine
+    # Workers speak through events, not through the log.
+    context = ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    if local:
+        Path(context.address_info["session_dir"], "genmodels").touch()  # whose it is, for pipelines/doctor.py
     signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process before the run is marked
 
 

@@ -157,11 +157,15 @@ class _Child:
 
     def outcome(self, result: Callable[[str], dict[str, Any]]) -> Outcome:
         """How it ended."""
-        self._reader.join(5)  # what it left behind may hold the pipe open
+        self._reader.join(5)
+        assert self.process.stdout
+        if not self._reader.is_alive():  # else something that it left behind holds the pipe open
+            self.process.stdout.close()
         seconds, code = time.monotonic() - self._started, self.process.returncode
+        if code < 0:
+            return Outcome(self.name, seconds, f"killed by signal {-code}")
         if code:
-            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-            return Outcome(self.name, seconds, self._error.removeprefix("error: ") or how)
+            return Outcome(self.name, seconds, self._error.removeprefix("error: ") or f"exit code {code}")
         return Outcome(self.name, seconds, result=result(self.name))
 
 

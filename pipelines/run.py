@@ -112,6 +112,22 @@ def owned(run: Run) -> Iterator[str]:
         yield attempt
 
 
+def held(run: Run) -> bool:
+    """Whether a process holds the run; the kernel lets go of a dead one's lock."""
+    with (run.folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def all_runs(storage: Path) -> list[Run]:
+    """Every run in a storage folder, the oldest first."""
+    runs = [Run(file.parent) for file in storage.glob("*/run.json")]
+    return sorted(runs, key=lambda run: run.info["created"])
+
+
 class EventLog:
     """Appends events of one attempt; what an earlier attempt wrote already is not written twice."""
 

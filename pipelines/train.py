@@ -9,6 +9,7 @@ The same command goes on with a training that was interrupted; it may be killed 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -173,7 +174,9 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, folder, spec, config.evaluation, cache)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
+        tags |= {"folder": str(run.folder)}
         described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
+        run.update(described=described, tags=tags, registered=registered, command=command_line())
         print(f"run {run.name} in {run.folder}", flush=True)
         tracker = Tracker(run, described, tags)
         with tracker, Console(run, plan.stages):
@@ -183,7 +186,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
                 tracker.close("FAILED")
                 run.update(status="failed")
                 raise UserError(failed[-1]["reason"])
-        summary = finish(run, tracker, registered)
+        summary = finish(run, tracker)
         if out:
             publish(run, summary, out)
         run.update(status="finished", result=summary)
@@ -199,11 +202,17 @@ def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
         write_atomic(run.data_picture, lambda file: sheet.save(file, "PNG"))
 
 
-def finish(run: Run, tracker: Any, registered: bool) -> Event:
+def command_line() -> str:
+    """The command that runs here, as one would type it at the project's root."""
+    return shlex.join(["python", f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def finish(run: Run, tracker: Any) -> Event:
     """Registers the best weights where that is wanted, and says what came out."""
+    from mlflow.exceptions import MlflowException
+
     from genmodels import export
     from genmodels.metrics.evaluate import Protocol
-    from pipelines import registry, tracking
 
     events = run.events()
     final = next(event for event in reversed(events) if event["type"] == "finished")
@@ -217,16 +226,28 @@ def finish(run: Run, tracker: Any, registered: bool) -> Event:
     summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
     protocol = Protocol(**snapshot["protocol"]).digest
     summary |= {"protocol": protocol}
-    if registered and not tracker.behind:
-        run_id = run.info["mlflow_run_id"]
-        tags = {"run": run.name, "data_digest": run.info["data_digest"], **tracking.git_tags()}
-        version, champion = registry.register(best, run_id, snapshot["score"], protocol, tags)
-        summary |= {"mlflow_run_id": run_id, "version": version}
-        print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
-        print(f"  sample it: python pipelines/sample.py --model {run.config.model}/{version} --num 64 --out grid.png")
-    elif tracker.behind:
-        print(f"warning: MLflow is away ({tracker.error}); the run's events wait in {run.events_file}", file=sys.stderr)
+    error = tracker.error if tracker.behind else None
+    if run.info["registered"] and not tracker.behind:
+        try:
+            summary |= register(run, summary)
+            model = f"{run.config.model}/{summary['version']}"
+            print(f"  sample it: python pipelines/sample.py --model {model} --num 64 --out grid.png")
+        except (OSError, MlflowException) as away:
+            error = away
+    if error:
+        waits = f"the run's events wait in {run.events_file}; when it is back: python pipelines/sync.py"
+        print(f"warning: MLflow is away ({error}); {waits}", file=sys.stderr)
     return summary
+
+
+def register(run: Run, summary: Event) -> Event:
+    """Makes a finished run's best weights a version; what that adds to its summary."""
+    from pipelines import registry
+
+    run_id, tags = run.info["mlflow_run_id"], {"run": run.name, **run.info["tags"]}
+    version, champion = registry.register(run.folder / "best", run_id, summary["score"], summary["protocol"], tags)
+    print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
+    return {"mlflow_run_id": run_id, "version": version}
 
 
 def publish(run: Run, summary: Event, out: Path) -> None:
