@@ -40,6 +40,7 @@ def main(
     stages = ("train", "evaluate", "register")
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
     commands = {model: [*dvc, *(f"{stage}@{model}" for stage in stages)] for model in all_models(everything)}
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of DVC's `python`
     # DVC leaves its locks behind at SIGTERM; at Ctrl-C it waits for the command that it runs.
     if not show(run(commands, everything.compute, _published, signal.SIGINT, at_once)):
         raise SystemExit(1)
