@@ -115,10 +115,12 @@ def _orphans(folder: Path) -> Iterator[Finding]:
     """MLflow runs that are RUNNING for a run folder that is gone, or that another MLflow run stands for."""
     from pipelines.leftovers import Finding
     from pipelines.run import Run
-    from pipelines.tracking import connected, experiment_id
+    from pipelines.tracking import connected, known_experiment
 
+    if (experiment := known_experiment()) is None:
+        return
     client = connected().MlflowClient()
-    for tracked in client.search_runs([experiment_id()], "attributes.status = 'RUNNING'", max_results=1000):
+    for tracked in client.search_runs([experiment], "attributes.status = 'RUNNING'", max_results=1000):
         place, run_id = Path(tracked.data.tags.get("folder", "/")), tracked.info.run_id
         known = Run(place).info["mlflow_run_id"] if (place / "run.json").is_file() else None
         if place.parent == folder and known != run_id:

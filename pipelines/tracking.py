@@ -42,6 +42,14 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_root() / 'mlflow.db'}"
 
 
+def known_experiment() -> str | None:
+    """The project's experiment, if there is one; makes neither store nor experiment."""
+    if uri().startswith("sqlite:///") and not Path(uri().removeprefix("sqlite:///")).exists():
+        return None
+    experiment = connected().MlflowClient().get_experiment_by_name(EXPERIMENT)
+    return experiment and experiment.experiment_id
+
+
 def experiment_id() -> str:
     """The project's experiment, created with the store on first use."""
     mlflow = connected()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import call
 from conftest import Project, make_project
 
-from pipelines import tracking
+from pipelines import doctor, tracking
 from pipelines.run import Run, all_runs
 
 LONG = ("--set", "models.vae.train.num_images=500000", "--set", "models.vae.train.checkpoint_every=1600")
@@ -21,12 +22,17 @@ TRAIN = [sys.executable, "-m", "pipelines.train", "--model", "vae"]
 
 
 @pytest.fixture
-def ill(sprites_data, tmp_path) -> Project:
+def ill(sprites_data, tmp_path, monkeypatch) -> Project:
     """A project with a temporary folder of its own, so that nothing of others is looked at."""
     root = tmp_path / "ill"
     root.mkdir()
     (tmp_path / "tmp").mkdir()
-    return make_project(root, sprites_data)
+    project = make_project(root, sprites_data)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in environment(project).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # so that it looks at TMPDIR again
+    return project
 
 
 def environment(project: Project) -> dict[str, str]:
@@ -34,13 +40,11 @@ def environment(project: Project) -> dict[str, str]:
     return {"RAY_TMPDIR": folder, **project.environment, "TMPDIR": folder}
 
 
-def doctor(project: Project, *options: str, **variables: str) -> tuple[int, list[str]]:
-    """Its exit code and lines."""
-    command = [sys.executable, "-m", "pipelines.doctor", *options]
-    env = {**environment(project), **variables}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert "Traceback" not in result.stderr, result.stderr
-    return result.returncode, (result.stdout + result.stderr).splitlines()
+def examined(*options: str) -> tuple[int, list[str]]:
+    """The doctor's exit code and lines."""
+    result = call(doctor, *options)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output.splitlines()
 
 
 def killed(project: Project, code: str) -> None:
@@ -50,15 +54,11 @@ def killed(project: Project, code: str) -> None:
 
 
 def files(folder: Path) -> dict[Path, bytes | None]:
-    return {
-        path: path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-        if path.suffix not in (".lock", ".db", ".db-journal")
-    }
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if path.suffix != ".lock"}
 
 
 def test_a_sound_project_has_no_findings(ill):
-    assert doctor(ill) == (0, ["nothing is left of any crash"])
+    assert examined() == (0, ["nothing is left of any crash"])
 
 
 @pytest.mark.chaos
@@ -68,19 +68,19 @@ def test_a_killed_training_is_marked_and_goes_on_in_the_same_mlflow_run(ill, mon
     process = subprocess.Popen([*TRAIN, *LONG], env=environment(ill), stdout=subprocess.DEVNULL)
     run = _under_way(ill, process)
     busy = files(ill.root / "data/shards")
-    assert doctor(ill, "--mend") == (0, ["nothing is left of any crash"])  # a living one is none of its business
+    assert examined("--mend") == (0, ["nothing is left of any crash"])  # a living one is none of its business
     process.kill()
     process.wait()
     run_id, client = run.info["mlflow_run_id"], tracking.connected().MlflowClient()
     assert client.get_run(run_id).info.status == "RUNNING" and run.info["status"] == "running"
     before = files(ill.root)
-    code, lines = doctor(ill)
+    code, lines = examined()
     assert code == 1 and str(run.folder) in lines[0] and "pipelines/train.py --model vae --set" in lines[0]
     assert files(ill.root) == before
-    code, lines = doctor(ill, "--mend")
+    code, lines = examined("--mend")
     assert code == 0 and "mended: marks it KILLED" in lines[0]
     assert client.get_run(run_id).info.status == "KILLED" and run.info["status"] == "killed"
-    assert doctor(ill) == (0, ["nothing is left of any crash"]) and files(ill.root / "data/shards") == busy
+    assert examined() == (0, ["nothing is left of any crash"]) and files(ill.root / "data/shards") == busy
     shown = max(event["num_images"] for event in run.events())
     again = subprocess.Popen([*TRAIN, *LONG], env=environment(ill), stdout=subprocess.DEVNULL)
     for _ in range(1200):
@@ -112,18 +112,20 @@ def test_a_running_mlflow_run_whose_folder_was_deleted_is_marked(ill, monkeypatc
         return client.create_run(tracking.experiment_id(), tags={"folder": str(folder)}).info.run_id
 
     gone, elsewhere = tracked(ill.runs / "vae-0-1"), tracked(ill.root.parent / "other" / "vae-0-1")
-    code, lines = doctor(ill)
+    code, lines = examined()
     assert code == 1 and len(lines) == 1 and gone in lines[0]
-    assert doctor(ill, "--mend")[0] == 0
+    assert examined("--mend")[0] == 0
     assert client.get_run(gone).info.status == "KILLED" and client.get_run(elsewhere).info.status == "RUNNING"
 
 
-def test_a_store_that_is_away_is_said_and_hides_nothing_else(ill):
-    (ill.root / "data/.a.1.tmp").touch()
-    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    os.utime(ill.root / "data/.a.1.tmp", (0, 0))
-    code, lines = doctor(ill, "--mend", **away)
-    assert code == 1 and "MLflow cannot be reached" in lines[0]
+def test_a_store_that_is_away_is_said_and_hides_nothing_else(ill, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    table = ill.root / ".dvc/tmp/rwlock"
+    table.parent.mkdir(parents=True)
+    table.write_text("{")
+    code, lines = examined("--mend")
+    assert code == 1 and "MLflow cannot be reached" in lines[0] and "damaged" in lines[1] and not table.exists()
 
 
 def test_what_was_half_written_goes_and_what_was_half_replaced_comes_back(ill):
@@ -133,15 +135,15 @@ def test_what_was_half_written_goes_and_what_was_half_replaced_comes_back(ill):
     killed(ill, f"from genmodels.files import *\nwrite_atomic(Path({str(models)!r}) / 'table', die)")
     replace = f"replace_folder(Path({str(models)!r}) / 'vae', lambda new: (new / 'weights').write_text('new'))"
     killed(ill, f"from genmodels.files import *\nos.replace = die\n{replace}")
-    assert doctor(ill)[0] == 0  # another machine may be writing them
+    assert examined()[0] == 0  # another machine may be writing them
     assert not (models / "vae").exists()
     for path in models.iterdir():
         os.utime(path, (0, 0))
-    code, lines = doctor(ill)
+    code, lines = examined()
     assert code == 1 and any("renames it to vae" in line for line in lines)
-    assert doctor(ill, "--mend")[0] == 0
+    assert examined("--mend")[0] == 0
     assert [path.name for path in models.iterdir()] == ["vae"] and (models / "vae/weights").read_text() == "old"
-    assert doctor(ill) == (0, ["nothing is left of any crash"])
+    assert examined() == (0, ["nothing is left of any crash"])
 
 
 def test_a_half_prepared_data_set_is_left_to_prepare_and_an_unknown_one_goes(ill):
@@ -154,14 +156,14 @@ def test_a_half_prepared_data_set_is_left_to_prepare_and_an_unknown_one_goes(ill
             "from genmodels.data.prepare import prepare\n"
             f"prepare({name!r}, DatasetConfig(source='sprites', image_size=8, num_images=20), {arguments})",
         )
-    code, lines = doctor(ill)
+    code, lines = examined()
     assert code == 1 and len(lines) == 2
     assert any("goes on with: python pipelines/prepare.py --dataset sprites" in line for line in lines)
-    assert doctor(ill, "--mend")[0] == 0
+    assert examined("--mend")[0] == 0
     assert sorted(path.name for path in shards.iterdir()) == [".sprites.partial", "sprites"]
     shutil.rmtree(shards / ".sprites.partial")
     (shards / "sprites").rename(shards / ".sprites.replaced")  # killed between the two renames
-    assert doctor(ill, "--mend")[0] == 0 and (shards / "sprites/dataset.json").is_file()
+    assert examined("--mend")[0] == 0 and (shards / "sprites/dataset.json").is_file()
 
 
 def test_unpacked_files_go_unless_somebody_reads_them(ill):
@@ -181,7 +183,7 @@ def test_unpacked_files_go_unless_somebody_reads_them(ill):
         assert reader.stdout.readline() == "ready\n"
         folders = set((ill.root.parent / "tmp").glob("genmodels-*"))
         assert len(folders) == 2
-        assert doctor(ill, "--mend")[0] == 0
+        assert examined("--mend")[0] == 0
         (left,) = (ill.root.parent / "tmp").glob("genmodels-*")
         assert left in folders and list(left.iterdir())
         reader.communicate("\n")
@@ -204,17 +206,17 @@ def test_locks_of_a_killed_dvc_are_released_and_those_of_a_living_one_kept(ill):
                 break
             time.sleep(0.1)
         families = [psutil.Process(each.pid).children(recursive=True) for each in running]
-        assert doctor(ill) == (0, ["nothing is left of any crash"])
+        assert examined() == (0, ["nothing is left of any crash"])
         running[0].kill()
         running[0].wait()
-        code, lines = doctor(ill)
+        code, lines = examined()
         assert code == 1 and f"DVC's locks of dead processes ({running[0].pid})" in lines[0]
-        assert doctor(ill, "--mend")[0] == 0
+        assert examined("--mend")[0] == 0
         entries = json.loads(table.read_text())
         assert {entry["pid"] for entry in entries["write"].values()} == {running[1].pid}
         assert {entry["pid"] for readers in entries["read"].values() for entry in readers} == {running[1].pid}
         table.write_text('{"write": {')  # as a power cut may leave it
-        assert "damaged" in doctor(ill, "--mend")[1][0] and not table.exists()
+        assert "damaged" in examined("--mend")[1][0] and not table.exists()
     finally:
         for process in [*running, *(child for family in families for child in family)]:
             if not isinstance(process, psutil.Process) or process.is_running():
@@ -225,9 +227,10 @@ def test_locks_of_a_killed_dvc_are_released_and_those_of_a_living_one_kept(ill):
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_the_session_of_a_killed_driver_goes_and_that_of_a_living_one_stays(ill):
+def test_the_session_of_a_killed_driver_goes_and_that_of_a_living_one_stays(ill, monkeypatch):
     folder = Path(tempfile.mkdtemp(prefix="gm-", dir="/tmp"))  # Ray's sockets lie in it: their paths must be short
     code = "import ray, time\nfrom pipelines import cluster\ncluster._connect(ray)\nprint('ready', flush=True)\ninput()"
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
     env = {**environment(ill), "RAY_TMPDIR": str(folder)}
     try:
         with subprocess.Popen(
@@ -235,14 +238,14 @@ def test_the_session_of_a_killed_driver_goes_and_that_of_a_living_one_stays(ill)
         ) as driver:
             assert driver.stdout.readline() == "ready\n"
             family = psutil.Process(driver.pid).children(recursive=True)
-            assert doctor(ill, RAY_TMPDIR=str(folder))[0] == 0
+            assert examined()[0] == 0
             driver.kill()
         psutil.wait_procs(family, timeout=20)
         other = folder / "ray/session_2026-01-01_00-00-00_000000_1"
         other.mkdir()  # not ours: it has no mark
-        code, lines = doctor(ill, RAY_TMPDIR=str(folder))
+        code, lines = examined()
         assert code == 1 and len(lines) == 1 and "a Ray that has ended" in lines[0]
-        assert doctor(ill, "--mend", RAY_TMPDIR=str(folder))[0] == 0
+        assert examined("--mend")[0] == 0
         assert [path for path in (folder / "ray").glob("session_*") if not path.is_symlink()] == [other]
     finally:
         shutil.rmtree(folder)

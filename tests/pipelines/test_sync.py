@@ -131,9 +131,14 @@ def stored(run: Run) -> dict:
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_server_that_is_away_for_half_a_minute_stalls_nothing_and_misses_nothing(served, server):
-    long = ("train.num_images=1000000", "train.log_every=1600", "train.checkpoint_every=16000")
+    long = (
+        "train.num_images=1000000",
+        "train.log_every=160",
+        "train.checkpoint_every=16000",
+        "train.snapshot_every=200000",
+    )
     process = started(served, server, *(f"models.vae.{setting}" for setting in long))
-    run = _logged(served, process, 5)
+    run = _logged(served, process, 3)
     server.kill()
     killed = time.time()
     time.sleep(30)
@@ -162,7 +167,7 @@ def _logged(project: Project, process: subprocess.Popen, number: int) -> Run:
 
 @pytest.mark.timeout(1200)
 def test_what_a_server_that_never_came_back_missed_is_sent_by_one_command(served, server):
-    process = started(served, server, "models.vae.train.num_images=40000", "models.vae.train.snapshot_every=20000")
+    process = started(served, server, "models.vae.train.num_images=8000", "models.vae.train.snapshot_every=4000")
     run = _logged(served, process, 1)
     server.kill()
     assert process.wait(400) == 0, (served.root / "log").read_text()
