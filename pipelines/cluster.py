@@ -22,6 +22,7 @@ from pipelines.run import Run
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
+    "RAY_worker_niceness": "0",  # 15 by default: any other process starves a worker until it seems to have stopped
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -61,16 +61,16 @@ def _synced(run: Run) -> list[str]:
     tracker = Tracker(run, info.get("described", info["config"]), info.get("tags", {}), live=False)
     if number := tracker.replay():
         done.append(f"{number} points and pictures sent")
-    if lacks_version(info):
-        result = {**info["result"], **train.register(run, info["result"])}
-        run.update(result=result)
-        done.append(f"registered as version {result['version']}")
     if info["status"] == "running":
         run.update(status="killed")
     status, run_id, client = ended(info), run.info["mlflow_run_id"], connected().MlflowClient()
     if client.get_run(run_id).info.status != status:
         client.set_terminated(run_id, status, int(run.events()[-1]["time"] * 1000))
         done.append(f"marked {status}")
+    if lacks_version(info):
+        result = {**info["result"], **train.register(run, info["result"])}
+        run.update(result=result)
+        done.append(f"registered as version {result['version']}")
     return done
 
 

@@ -1,6 +1,7 @@
 """Trains a model with Ray, tracks it in MLflow and registers the result.
 
     python pipelines/train.py --model progan
+    python pipelines/train.py --model all                      # or a list: several side by side
     ray submit cluster.yaml pipelines/train.py --model progan
 
 The same command goes on with a training that was interrupted; it may be killed at any point.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -191,13 +192,16 @@ def test_trainings_share_one_ray_that_ends_with_them(sprites_data, tmp_path):
     log = tmp_path / "log"
     with log.open("w") as out:
         process = subprocess.Popen(command, env=project.environment, stdout=out, stderr=subprocess.STDOUT)
-    servers, family = set(), set()
+    servers, family, niceness = set(), set(), set()
     while process.poll() is None:
         family |= set(psutil.Process(process.pid).children(recursive=True))
-        servers |= {child for child in family if child.is_running() and child.name() == "gcs_server"}
+        for child in family:
+            with suppress(psutil.NoSuchProcess):
+                servers |= {child} if child.name() == "gcs_server" else set()
+                niceness |= {child.nice()} if "Train" in child.name() else set()
         time.sleep(0.5)
     assert process.returncode == 0, log.read_text()
-    assert len(servers) == 1
+    assert len(servers) == 1 and niceness == {0}
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     runs = all_runs(project.runs)
