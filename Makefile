@@ -3,8 +3,6 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Trainings side by side: a core each; a GPU is used by one after the other.
-LANES ?= $(if $(shell command -v nvidia-smi),1,$(shell getconf _NPROCESSORS_ONLN))
 
 .PHONY: setup repro lanes proofs test test-all lint bench ui clean
 
@@ -24,11 +22,10 @@ repro: setup            ## prepare, train, evaluate, register and report every m
 	@echo "MLflow:       make ui"
 	@echo "a picture:    .venv/bin/python pipelines/sample.py --model progan@champion --num 64 --out grid.png"
 
-# DVC itself runs one stage after the other. What fails here is tried, and shown, by the `dvc repro` that follows.
-LANE = dvc --wait-for-lock repro --single-item train@$$0 evaluate@$$0 register@$$0 2>&1 | \
-	while IFS= read -r line; do echo "$$0: $$line"; done
-lanes:
-	@dvc stage list --name-only | sed -n 's/^train@//p' | sort -r | xargs -P $(LANES) -n 1 sh -c '$(LANE)'
+# DVC itself runs one stage after the other; here models train side by side on one Ray, LANES of them or as many as fit.
+# What fails here is tried, and shown, by the `dvc repro` that follows.
+lanes: setup
+	-@python -m pipelines.fleet $(if $(LANES),--at-once $(LANES))
 
 proofs: setup           ## the comparisons of params.yaml, which take several trainings each; goes on where it stopped
 	$(BIN)/python -m pipelines.proofs

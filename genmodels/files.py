@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,23 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             old.rename(path)
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(lock: Path, notice: str = "") -> Iterator[None]:
+    """One process at a time holds the file `lock`, the others wait; the kernel lets go of a dead one's lock.
+
+    Whoever has to wait prints `notice`, if there is one.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if notice:
+                print(notice, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _write_text(path: Path, text: str) -> None:

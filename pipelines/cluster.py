@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ RESIZE_EVERY = 30.0  # seconds between looks for more workers, where their numbe
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
+    "RAY_worker_niceness": "0",  # 15 by default: any other process starves a worker until it seems to have stopped
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # for Ray's dashboard; MLflow has ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+SIDE_BY_SIDE = "GENMODELS_SIDE_BY_SIDE"  # set where other trainings share the cluster
 
 
 def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig:
@@ -41,7 +45,8 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig
     """
     if compute.num_workers != "auto":
         return compute
-    fitting = [num for num in range(1, (_num_gpus(compute) or 1) + 1) if all(size % num == 0 for size in batch_sizes)]
+    most = 1 if SIDE_BY_SIDE in os.environ else _num_gpus(compute) or 1
+    fitting = [num for num in range(1, most + 1) if all(size % num == 0 for size in batch_sizes)]
     return compute.model_copy(update={"num_workers": fitting[-1]})
 
 
@@ -92,6 +97,50 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
 
 
+@contextmanager
+def shared(compute: ComputeConfig) -> Iterator[tuple[Callable[[], int], dict[str, str]]]:
+    """One cluster for several trainings: how many of them it holds now, and the environment in which they join it.
+
+    `num_workers: auto` is one worker a training there: side by side they use a machine better than one over all of it.
+    """
+    num_workers = 1 if compute.num_workers == "auto" else compute.worker_counts[0]
+    environment = {**os.environ, SIDE_BY_SIDE: "1"}
+    if num_workers == 0:
+        yield partial(_room_without_ray, compute), {"OMP_NUM_THREADS": f"{_threads(compute)}", **environment}
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
+    import ray
+
+    _connect(ray)
+    address = os.environ.get("RAY_ADDRESS") or ray.get_runtime_context().gcs_address
+    joining = {**environment, **os.environ, "RAY_ADDRESS": address}  # Ray has set how it authenticates
+    try:
+        yield partial(_room, compute, num_workers, ray), joining
+    finally:
+        ray.shutdown()
+
+
+def _room(compute: ComputeConfig, num_workers: int, ray: Any) -> int:
+    """How many trainings fit the cluster as it is now; at least one: Ray waits for a machine that may come back."""
+    asked = _resources(compute, num_workers, _use_gpu(compute, num_workers, ray), ray)
+    return max(1, fitting([node["Resources"] for node in ray.nodes() if node["Alive"]], asked, num_workers))
+
+
+def fitting(nodes: list[dict[str, float]], asked: dict[str, float], num_workers: int) -> int:
+    """How many trainings fit machines of these resources; a worker is on one machine, a training may be on several."""
+    workers = sum(min(int(node.get(kind, 0) // amount) for kind, amount in asked.items()) for node in nodes)
+    return workers // num_workers
+
+
+def _room_without_ray(compute: ComputeConfig) -> int:
+    return 1 if _local_device(compute) == "cuda" else len(os.sched_getaffinity(0)) // _threads(compute)
+
+
+def _threads(compute: ComputeConfig) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return min(max(1, int(compute.cpus_per_worker or cores)), cores)
+
+
 class RayPool:
     """Decodes as tasks on the cluster; each node must see the source."""
 
@@ -133,7 +182,11 @@ def _connect(ray: Any) -> None:
     local = {} if address else {"include_dashboard": False}
     if not address:
         reaper.start()
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)  # workers speak through events
+        address = "local"  # None would join whatever was started last on this machine
+    # Workers speak through events, not through the log.
+    context = ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    if local:
+        Path(context.address_info["session_dir"], "genmodels").touch()  # whose it is, for pipelines/doctor.py
     signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process before the run is marked
 
 

@@ -35,12 +35,16 @@ def main(
 
 
 def prepare(everything: Params, dataset: str, num_processes: int | None = None) -> None:
-    """Prepares one data set, on the cluster of RAY_ADDRESS if there is one, and prints what it holds."""
+    """Prepares one data set, on the cluster of RAY_ADDRESS if there is one, and prints what it holds.
+
+    Another process that prepares it is waited for; what it made is not made again.
+    """
     from genmodels.data import prepare as preparation
     from genmodels.data.shards import open_shards
     from genmodels.data.sources import RENDERED
     from pipelines.console import ImageProgress
     from pipelines.inspection import summary
+    from pipelines.tracking import exclusive
 
     config = everything.dataset(dataset)
     open_pool = None
@@ -48,7 +52,7 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
         from pipelines.cluster import RayPool
 
         open_pool = RayPool
-    with ImageProgress(dataset) as progress:
+    with exclusive(f"prepare-{dataset}", f"{dataset}: waits for who prepares it"), ImageProgress(dataset) as progress:
         preparation.prepare(dataset, config, shards(dataset), root(), num_processes, progress, open_pool)
     manifest = open_shards(shards(dataset))
     print(f"{dataset}: {manifest.source}")

@@ -9,25 +9,36 @@ import os
 import select
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import IO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 INTERVAL = 3.0  # seconds between looks at the driver's family
+ROUNDS = 2  # of killing: the second takes what the first one's victims were just starting
+MARK = "GENMODELS_DRIVER"  # in the environment of all that it starts, also after the last look
 
-_pipe: IO[bytes] | None = None  # open as long as this process lives
+_pipe = -1  # open as long as this process lives
 
 
 def start() -> None:
-    """Starts the process that ends this one's children after it."""
+    """Starts the process that ends this one's children after it, once."""
     global _pipe
+    if _pipe >= 0:
+        return
     # Its own session: Ctrl-C reaches the driver alone. The pipe closes when the driver ends, however it does.
-    arguments = [sys.executable, __file__, str(os.getpid())]
-    reaper = subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[MARK] = uuid.uuid4().hex
+    arguments = [sys.executable, __file__, str(os.getpid()), os.environ[MARK]]
+    end, _pipe = os.pipe()
+    reaper = subprocess.Popen(arguments, stdin=end, start_new_session=True)
     reaper.returncode = 0  # nobody waits for it; Popen would warn of that at exit
-    _pipe = reaper.stdin
+    os.close(end)
 
 
-def main(driver: int) -> None:
+def main(driver: int, mark: str) -> None:
     """Watches the driver's family until standard input ends, then kills who is left of it."""
     import psutil
 
@@ -35,10 +46,23 @@ def main(driver: int) -> None:
     while not select.select([sys.stdin], [], [], INTERVAL)[0]:
         with suppress(psutil.Error):
             family |= set(psutil.Process(driver).children(recursive=True))
-    for process in family - {psutil.Process()}:
+    for _ in range(ROUNDS):
+        family = (family | set(_marked(mark))) - {psutil.Process()}
+        for process in family:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(family, timeout=INTERVAL)
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    """The processes that have the driver's mark."""
+    import psutil
+
+    for process in psutil.process_iter():
         with suppress(psutil.Error):
-            process.kill()
+            if process.environ().get(MARK) == mark:
+                yield process
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

@@ -31,7 +31,7 @@ def register(
     with exclusive(f"register-{name}"):
         number = _version_of(client, name, sha256)
         if number is None:
-            number = _new_version(mlflow, folder, name, run_id)
+            number = _new_version(mlflow, folder, name, run_id, sha256)
         card = (folder / "README.md").read_text(encoding="utf-8")
         client.update_model_version(name, str(number), description=f"{card}\n{evidence}")
         values = {"sha256": sha256, "protocol": protocol, "dataset": dataset, **tags}
@@ -51,7 +51,7 @@ def _version_of(client: Any, name: str, sha256: str) -> int | None:
     return next((int(version.version) for version in versions if version.tags.get("sha256") == sha256), None)
 
 
-def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None) -> int:
+def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha256: str) -> int:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -73,7 +73,8 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None) -> in
     client.set_terminated(active.info.run_id, was if was != "RUNNING" else "FINISHED")
     with suppress(mlflow.exceptions.MlflowException):  # it exists already
         client.create_registered_model(name)
-    created = client.create_model_version(name, info.model_uri, active.info.run_id, model_id=info.model_id)
+    tags = {"sha256": sha256}  # at once: a version without it would be made again
+    created = client.create_model_version(name, info.model_uri, active.info.run_id, tags, model_id=info.model_id)
     return int(created.version)
 
 

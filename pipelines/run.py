@@ -97,6 +97,14 @@ def open_run(storage: Path, config: RunConfig, shards: Path, data_digest: str) -
     return run
 
 
+def newest(storage: Path, config: RunConfig, data_digest: str) -> Run | None:
+    """The newest run of an identity that is finished."""
+    identity = f"{config.model}-{config.digest(data_digest)}"
+    runs = [Run(file.parent) for file in storage.glob(f"{identity}-*/run.json")]
+    finished = [run for run in runs if run.info["status"] == "finished"]
+    return max(finished, key=lambda run: int(run.name.rpartition("-")[2]), default=None)
+
+
 @contextmanager
 def owned(run: Run) -> Iterator[str]:
     """Holds the run for this process and yields the attempt's token; UserError names another owner."""
@@ -113,6 +121,22 @@ def owned(run: Run) -> Iterator[str]:
         (run.folder / "attempt").write_text(attempt)
         run.ask("")
         yield attempt
+
+
+def held(run: Run) -> bool:
+    """Whether a process holds the run; the kernel lets go of a dead one's lock."""
+    with (run.folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def all_runs(storage: Path) -> list[Run]:
+    """Every run in a storage folder, the oldest first."""
+    runs = [Run(file.parent) for file in storage.glob("*/run.json")]
+    return sorted(runs, key=lambda run: run.info["created"])
 
 
 class EventLog:

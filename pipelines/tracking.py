@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -11,10 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from genmodels import files
 from pipelines.project import root, store_root
 from pipelines.run import Event, Run, read_events
 
@@ -30,6 +30,7 @@ def connected() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -40,6 +41,14 @@ def connected() -> Any:
 def uri() -> str:
     """$MLFLOW_TRACKING_URI, else the SQLite file at the project's root."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store_root() / 'mlflow.db'}"
+
+
+def known_experiment() -> str | None:
+    """The project's experiment, if there is one; makes neither store nor experiment."""
+    if uri().startswith("sqlite:///") and not Path(uri().removeprefix("sqlite:///")).exists():
+        return None
+    experiment = connected().MlflowClient().get_experiment_by_name(EXPERIMENT)
+    return experiment and experiment.experiment_id
 
 
 def experiment_id() -> str:
@@ -57,15 +66,18 @@ def experiment_id() -> str:
 class Tracker:
     """Copies a run's events to its MLflow run from a thread of its own, so that training never waits for MLflow.
 
-    What is sent is decided by what the store already holds, so each event arrives once, after any crash.
+    What is sent is decided by what the store already holds, so each event arrives once, after any crash. One that is
+    not `live` does so in the caller's thread, by `replay`.
     """
 
-    def __init__(self, run: Run, params: dict[str, Any], tags: dict[str, str]):
-        self.run, self.params, self.tags = run, params, tags
+    def __init__(self, run: Run, params: dict[str, Any], tags: dict[str, str], live: bool = True):
+        self.run, self.params, self.tags, self.live = run, params, tags, live
         self.error: Exception | None = None
         self.behind = False  # whether events wait for the store
         self._offset = 0
         self._sent: dict[str, int] = {}
+        self._pictured: set[int] = set()
+        self._connected = False
         self._monitor: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow-tracker", daemon=True)
@@ -87,8 +99,15 @@ class Tracker:
                 self.error, self.behind = self.error or TimeoutError(f"no answer in {timeout:g} s"), True
             run_id = self.run.info["mlflow_run_id"]
             if run_id and not self.behind:
-                connected().MlflowClient().set_terminated(run_id, status)
+                try:
+                    connected().MlflowClient().set_terminated(run_id, status)
+                except Exception as error:  # gone since; `pipelines/sync.py` says how the run ended
+                    self.error, self.behind = error, True
         return not self.behind
+
+    def replay(self) -> int:
+        """Sends what the store has not got; how many points and pictures that were."""
+        return self._send_new()
 
     def _follow(self) -> None:
         pause = 1.0
@@ -105,22 +124,24 @@ class Tracker:
                 return
             self._stop.wait(pause)
 
-    def _send_new(self) -> None:
-        if not self._monitor:
+    def _send_new(self) -> int:
+        if not self._connected:
             self._connect()
         events, offset = read_events(self.run.events_file, self._offset)
         fresh = [event for event in events if event["num_images"] > self._sent.get(event["type"], -1)]
+        pictured = [e for e in fresh if e["type"] == "snapshot" and e["num_images"] not in self._pictured]
         run_id = self.run.info["mlflow_run_id"]
         client = connected().MlflowClient()
-        for event in fresh:
-            if event["type"] == "snapshot":
-                self._send_picture(client, run_id, event)
-        metrics = [metric for event in fresh for metric in _metrics(event)]
-        for start in range(0, len(metrics), MAX_BATCH):
-            client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+        for event in pictured:
+            self._send_picture(client, run_id, event)
+            self._pictured.add(event["num_images"])
+        batches = list(_batches(fresh))
+        for batch in batches:
+            client.log_batch(run_id, metrics=batch)
         for event in fresh:
             self._sent[event["type"]] = event["num_images"]
         self._offset = offset
+        return sum(map(len, batches)) + len(pictured)
 
     def _send_picture(self, client: Any, run_id: str, event: Event) -> None:
         from PIL import Image
@@ -134,19 +155,40 @@ class Tracker:
         client = mlflow.MlflowClient()
         run_id = self.run.info["mlflow_run_id"]
         if run_id is None or not _exists(client, run_id):
-            run_id = client.create_run(experiment_id(), run_name=self.run.name, tags=self.tags).info.run_id
+            began = int(self.run.info["created"] * 1000)
+            run_id = client.create_run(experiment_id(), began, self.tags, self.run.name).info.run_id
             self.run.update(mlflow_run_id=run_id)
         stored = client.get_run(run_id)
         _log_params(client, run_id, self.params, known=stored.data.params)
         if not (stored.inputs and stored.inputs.dataset_inputs):
             _log_data(client, run_id, self.run)
-        client.update_run(run_id, status="RUNNING")
         steps = {metric.key: metric.step for metric in stored.data._metric_objs}
         self._sent = {"log": steps.get("images_per_second", -1), "snapshot": steps.get("score", -1)}
+        names = [file.path for file in client.list_artifacts(run_id, "images")]
+        self._pictured = {int(name.split("+step+")[1].split("+")[0]) for name in names if name.endswith(".webp")}
+        if self.live:
+            self._begin(client, run_id)
+        self._connected = True
+
+    def _begin(self, client: Any, run_id: str) -> None:
+        client.update_run(run_id, status="RUNNING")
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         self._monitor = SystemMetricsMonitor(run_id, resume_logging=True)
         self._monitor.start()
+
+
+def _batches(events: list[Event]) -> Iterator[list[Any]]:
+    """Points of whole events, as many as a call takes: a batch that arrived says which events did."""
+    batch: list[Any] = []
+    for event in events:
+        points = list(_metrics(event))
+        if len(batch) + len(points) > MAX_BATCH:
+            yield batch
+            batch = []
+        batch += points
+    if batch:
+        yield batch
 
 
 def _metrics(event: Event) -> Iterator[Any]:
@@ -259,11 +301,6 @@ def _exists(client: Any, run_id: str) -> bool:
         raise
 
 
-@contextmanager
-def exclusive(name: str) -> Iterator[None]:
-    """One process of this machine at a time."""
-    folder = store_root() / "data" / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def exclusive(name: str, notice: str = "") -> AbstractContextManager[None]:
+    """One process of this machine at a time; the others print `notice` and wait."""
+    return files.exclusive(store_root() / "data" / "runs" / f".{name}.lock", notice)

@@ -1,6 +1,7 @@
 """Trains a model with Ray, tracks it in MLflow and registers the result.
 
     python pipelines/train.py --model progan
+    python pipelines/train.py --model all                      # or a list: several side by side
     ray submit cluster.yaml pipelines/train.py --model progan
 
 The same command goes on with a training that was interrupted; it may be killed at any point.
@@ -9,6 +10,7 @@ The same command goes on with a training that was interrupted; it may be killed 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 @command
 def main(
-    model: Annotated[str, typer.Option(help="a registered model, such as progan")],
+    model: Annotated[
+        str, typer.Option(help="a registered model, such as progan; several: a,b; all of params.yaml: all")
+    ],
     recipe: Annotated[str | None, typer.Option(help="a name under recipes.MODEL in params.yaml")] = None,
     overrides: Overrides = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: in this process")] = None,
@@ -42,18 +46,30 @@ def main(
     if num_workers is not None:
         overrides = [*(overrides or []), f"compute.num_workers={num_workers}"]
     everything = params(overrides)
-    config = everything.run(model, recipe)
+    configs = {name: everything.run(name, recipe) for name in chosen(everything, model)}
     if print_config:
         import yaml
 
-        print(yaml.safe_dump(config.to_json(), sort_keys=False), end="")
-        return
-    spec = prepared(everything, config)
-    plan = preflight(config, spec, everything.compute)
-    if dry_run:
-        show(plan)
-        return
-    train(config, spec, plan, out)
+        print("---\n".join(yaml.safe_dump(config.to_json(), sort_keys=False) for config in configs.values()), end="")
+    elif dry_run:
+        for config in configs.values():
+            show(preflight(config, prepared(everything, config), everything.compute))
+    elif len(configs) > 1:
+        from pipelines import fleet
+
+        options = [f"--set={override}" for override in overrides or ()] + ([f"--recipe={recipe}"] if recipe else [])
+        fleet.train(everything, configs, options, recipe, out)
+    else:
+        (config,) = configs.values()
+        spec = prepared(everything, config)
+        train(config, spec, preflight(config, spec, everything.compute), out)
+
+
+def chosen(everything: Params, names: str) -> list[str]:
+    """The models that `all` or a list such as vae,dcgan names; each once."""
+    from pipelines.fleet import all_models
+
+    return all_models(everything) if names == "all" else list(dict.fromkeys(names.split(",")))
 
 
 def prepared(everything: Params, config: RunConfig) -> DataSpec:
@@ -62,13 +78,15 @@ def prepared(everything: Params, config: RunConfig) -> DataSpec:
     from genmodels.data.sources import is_available
     from genmodels.data.store import adopt
     from pipelines.prepare import prepare
+    from pipelines.tracking import exclusive
 
     folder, dataset = shards(config.dataset), everything.dataset(config.dataset)
     if is_available(dataset, root()) or not (folder.is_dir() or dataset.store):
         prepare(everything, config.dataset)
         return open_shards(folder).spec
-    if dataset.store and not folder.is_dir():
-        adopt(dataset.store, folder)
+    with exclusive(f"prepare-{config.dataset}"):
+        if dataset.store and not folder.is_dir():
+            adopt(dataset.store, folder)
     manifest = open_shards(folder)  # as on a cluster that was given the shards alone
     print(f"{config.dataset}: its source is not on this machine, using the shards in {manifest.store or folder}")
     return manifest.spec
@@ -160,7 +178,9 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, folder, spec, config.evaluation, cache)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
+        tags |= {"folder": str(run.folder)}
         described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
+        run.update(described=described, tags=tags, registered=registered, command=command_line())
         print(f"run {run.name} in {run.folder}", flush=True)
         tracker = Tracker(run, described, tags)
         with tracker, Console(run, plan.stages), stoppable(run):
@@ -173,10 +193,10 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
             if last["type"] == "stopped":
                 run.update(status="stopped")
                 raise KeyboardInterrupt
-        summary = finish(run, tracker, registered)
+        summary = finish(run, tracker)
         if out:
             publish(run, summary, out)
-        run.update(status="finished")
+        run.update(status="finished", result=summary)
 
 
 def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
@@ -189,11 +209,17 @@ def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
         write_atomic(run.data_picture, lambda file: sheet.save(file, "PNG"))
 
 
-def finish(run: Run, tracker: Any, registered: bool) -> Event:
+def command_line() -> str:
+    """The command that runs here, as one would type it at the project's root."""
+    return shlex.join(["python", f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def finish(run: Run, tracker: Any) -> Event:
     """Registers the best weights where that is wanted, and says what came out."""
+    from mlflow.exceptions import MlflowException
+
     from genmodels import export
     from genmodels.metrics.evaluate import Protocol
-    from pipelines import registry, tracking
 
     events = run.events()
     final = next(event for event in reversed(events) if event["type"] == "finished")
@@ -207,16 +233,28 @@ def finish(run: Run, tracker: Any, registered: bool) -> Event:
     summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
     protocol = Protocol(**snapshot["protocol"]).digest
     summary |= {"protocol": protocol}
-    if registered and not tracker.behind:
-        run_id = run.info["mlflow_run_id"]
-        tags = {"run": run.name, "data_digest": run.info["data_digest"], **tracking.git_tags()}
-        version, champion = registry.register(best, run_id, snapshot["score"], protocol, tags)
-        summary |= {"mlflow_run_id": run_id, "version": version}
-        print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
-        print(f"  sample it: python pipelines/sample.py --model {run.config.model}/{version} --num 64 --out grid.png")
-    elif tracker.behind:
-        print(f"warning: MLflow is away ({tracker.error}); the run's events wait in {run.events_file}", file=sys.stderr)
+    error = tracker.error if tracker.behind else None
+    if run.info["registered"] and not tracker.behind:
+        try:
+            summary |= register(run, summary)
+            model = f"{run.config.model}/{summary['version']}"
+            print(f"  sample it: python pipelines/sample.py --model {model} --num 64 --out grid.png")
+        except (OSError, MlflowException) as away:
+            error = away
+    if error:
+        waits = f"the run's events wait in {run.events_file}; when it is back: python pipelines/sync.py"
+        print(f"warning: MLflow is away ({error}); {waits}", file=sys.stderr)
     return summary
+
+
+def register(run: Run, summary: Event) -> Event:
+    """Makes a finished run's best weights a version; what that adds to its summary."""
+    from pipelines import registry
+
+    run_id, tags = run.info["mlflow_run_id"], {"run": run.name, **run.info["tags"]}
+    version, champion = registry.register(run.folder / "best", run_id, summary["score"], summary["protocol"], tags)
+    print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
+    return {"mlflow_run_id": run_id, "version": version}
 
 
 def publish(run: Run, summary: Event, out: Path) -> None:

@@ -1,6 +1,7 @@
 """What several test files share: a prepared data set, and an isolated project folder."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,14 @@ class Project:
     @property
     def runs(self) -> Path:
         return self.root / "data" / "runs"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command of this project runs in, alone with its tracking store."""
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_", "GENMODELS_"))
+        }
+        return {**kept, "GENMODELS_ROOT": str(self.root), "OMP_NUM_THREADS": "1"}
 
 
 def make_project(root: Path, data: Prepared, num_images: int = 256) -> Project:

@@ -16,7 +16,7 @@ from genmodels.data.images import SMALLEST
 from genmodels.data.loader import read_split
 from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
-from genmodels.files import write_atomic
+from genmodels.files import exclusive, write_atomic
 from genmodels.metrics.evaluate import Protocol, evaluate
 from genmodels.metrics.features import Extractor, load_extractor, save_extractor, train_extractor
 from genmodels.model import Batch, GenerativeModel
@@ -90,19 +90,26 @@ def ensure_extractor(
 ) -> Extractor | None:
     """The data set's feature network: read from `path`, or trained on its training images and labels once.
 
-    None for points: images too small for a network.
+    Another process that trains it is waited for. None for points: images too small for a network.
     """
     if spec.image_size < SMALLEST:
         return None
-    if path.is_file():
-        return load_extractor(path)
+    if not path.is_file():
+        with exclusive(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():
+                _make_extractor(path, shards, spec, config, cache)
+    return load_extractor(path)
+
+
+def _make_extractor(
+    path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig, cache: ShardCache | None
+) -> None:
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
     reader = ShardReader(shards, "train", size, cache=cache)
     images = read_images(reader, 20_000)
     labels = torch.from_numpy(reader.labels[: len(images)]).long() if spec.classes else None
     extractor = train_extractor(images, labels, num_images=config.extractor_images)
     write_atomic(path, lambda temporary: save_extractor(extractor, temporary))
-    return extractor
 
 
 def read_images(reader: ShardReader, most: int) -> Tensor:

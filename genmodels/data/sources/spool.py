@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +25,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._lock: int | None = None  # held by every process that reads; it ends with the process, however that ends
 
     def read(self, name: str, write: Callable[[BinaryIO], None], start: int, length: int) -> bytes:
         """A range of the file called `name` (any text), which `write` fills where it is not there yet."""
@@ -39,6 +41,10 @@ class Spool:
             self._folder = Path(tempfile.mkdtemp(prefix="genmodels-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)  # on another machine of a cluster it is not there yet
+        if self._lock is None:
+            self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            weakref.finalize(self, os.close, self._lock)
         return self._folder
 
     def _write(self, path: Path, write: Callable[[BinaryIO], None], name: str) -> None:
@@ -58,4 +64,4 @@ class Spool:
             Path(partial).unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_folder": self._made()}
+        return {"_folder": self._made(), "_lock": None}
