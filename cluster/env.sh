@@ -9,3 +9,6 @@ export PATH="$GENMODELS_ROOT/.venv/bin:$PATH"
 export RAY_ADDRESS=auto
 # Without this, a head that `ray start` started runs anybody's jobs. The token lies in ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
+# Runs and versions go to this MLflow server instead of the head's mlflow.db. At this address: your own `make ui`, as
+# long as you keep a way open for it:  ssh -N -R 5000:127.0.0.1:5000 train@192.168.1.10
+# export MLFLOW_TRACKING_URI=http://127.0.0.1:5000

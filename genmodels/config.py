@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from genmodels.credentials import secret_in
 from genmodels.data.remote import is_url
 from genmodels.model import Strict, model_class, model_names
 from genmodels.text import nearest
@@ -270,7 +271,11 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     """Reads params.yaml and applies `key.sub=value` overrides; ConfigError is one line."""
     raw = read_yaml(path)
     for override in overrides:
+        key, _, value = override.partition("=")
+        _refuse_secrets(key, "--set", set())
+        _refuse_secrets(value, f"--set {key}", set())
         _override(raw, override)
+    _refuse_secrets(raw, "", set())
     params = validated(Params, raw, "")
     for name in params.models:
         params.run(name)  # a wrong key anywhere is found before anything starts
@@ -362,6 +367,17 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _refuse_secrets(value: Any, where: str, seen: set[int]) -> None:
+    """ConfigError, without the value, for what looks like a secret: MLflow and every run's folder show all settings."""
+    if isinstance(value, str) and (kind := secret_in(value)):
+        raise ConfigError(f"{where}: looks like {kind}; secrets belong into the environment, not into params")
+    if isinstance(value, dict | list) and id(value) not in seen:  # an alias may hold itself
+        seen.add(id(value))
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_secrets(str(key), where or "params", seen)
+            _refuse_secrets(entry, f"{where}.{key}".lstrip("."), seen)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

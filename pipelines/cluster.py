@@ -18,7 +18,7 @@ from typing import Any
 from genmodels.config import ComputeConfig
 from genmodels.data.decode import Decoder, Sample, decode_chunk
 from genmodels.data.fields import Record, Reject
-from pipelines import reaper
+from pipelines import access, reaper
 from pipelines.preflight import check_nodes
 from pipelines.project import UserError
 from pipelines.run import Run
@@ -42,7 +42,11 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig
     """`num_workers: auto` as a number: the most of one a GPU that divides every batch; one without GPUs.
 
     On two shared cores, two workers of the small recipes took as long as one: every step waits for the slower.
+    UserError where RAY_ADDRESS names a cluster that should not be joined.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and compute.num_workers != 0:
+        access.check(address)
     if compute.num_workers != "auto":
         return compute
     most = 1 if SIDE_BY_SIDE in os.environ else _num_gpus(compute) or 1
@@ -178,6 +182,8 @@ def _connect(ray: Any) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        access.check(address)
     handler = signal.getsignal(signal.SIGTERM)
     local = {} if address else {"include_dashboard": False}
     if not address:

@@ -143,6 +143,34 @@ def test_yaml_that_would_build_an_object_is_refused_and_runs_nothing(tag, write,
     assert not hacked.exists()
 
 
+SECRETS = {
+    "a private key": "-----BEGIN OPENSSH PRIVATE " + "KEY-----",
+    "an access key": "AKIA" + "X" * 16,
+    "an access token": "hf_" + "x" * 24,
+    "a signed token": "eyJ" + "x" * 9 + ".eyJ" + "x" * 9,
+    "a URL with a password": "s3://user:" + "pass@host/bucket",
+    "a signed URL": "https://host/path?X-Amz-" + "Signature=x",
+}
+
+
+@pytest.mark.parametrize("kind, secret", SECRETS.items())
+def test_what_looks_like_a_secret_is_refused_and_not_repeated(kind, secret, write):
+    message = refusal(write({**BASE, "datasets": {"mine": {"source": secret}}}))
+    assert message.startswith(f"datasets.mine.source: looks like {kind}") and secret not in message
+    message = refusal(write(BASE), f"datasets.sprites.source={secret}")
+    assert message.startswith("--set datasets.sprites.source: looks like") and secret not in message
+    assert secret not in refusal(write(BASE), secret)
+    assert secret not in refusal(write({**BASE, secret: {"a": [secret]}}))
+
+
+@pytest.mark.parametrize(
+    "value", ["s3://bucket/photos", "https://host:8080/a@b", "data/sk-learn-digits-of-two-writers", "mask-rcnn-" * 3]
+)
+def test_what_looks_like_no_secret_is_read(value, write):
+    params = load_params(write({**BASE, "datasets": {**BASE["datasets"], "mine": {"source": value}}}))
+    assert params.dataset("mine").source == value
+
+
 def test_an_alias_bomb_is_refused_before_it_grows(write):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]

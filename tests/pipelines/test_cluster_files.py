@@ -12,19 +12,22 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from genmodels.credentials import secret_in
 from genmodels.data.fields import DataSpec
 from genmodels.model import Noise, Progress, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+CLOUDS = ["cluster/aws.yaml", "cluster/gcp.yaml"]
 CLUSTER_FILES = [ROOT / "cluster.yaml", ROOT / ".rayignore", *sorted((ROOT / "cluster").iterdir())]
 DOCUMENTED = [README, *(path.read_text() for path in CLUSTER_FILES)]
 
-# A private key, an access key's known prefixes, or a value given to something that is called a secret.
-SECRET = re.compile(
-    r"-----BEGIN|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20}|hf_\w{20}"
-    r"|(?i:password|passwd|secret|token|api_?key)\w*[\"']?\s*[:=]\s*[\"']?(?![$*<])[\w/+-]{12,}"
-)
+# A value given to something that is called a secret.
+ASSIGNED = re.compile(r"(?i:password|passwd|secret|token|api_?key)\w*[\"']?\s*[:=]\s*[\"']?(?![$*<])[\w/+-]{12,}")
+
+
+def holds_secret(text: str) -> bool:
+    return bool(secret_in(text) or ASSIGNED.search(text))
 
 
 def commands(texts: list[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -37,8 +40,8 @@ def commands(texts: list[str]) -> list[tuple[str, tuple[str, ...]]]:
     return sorted(found)
 
 
-def cluster() -> dict:
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def cluster(path: str = "cluster.yaml") -> dict:
+    return yaml.safe_load((ROOT / path).read_text())
 
 
 def test_cluster_yaml_is_what_ray_up_accepts():
@@ -47,6 +50,33 @@ def test_cluster_yaml_is_what_ray_up_accepts():
     config = prepare_config(cluster())
     validate_config(config)
     assert config["available_node_types"]["local.cluster.node"]["min_workers"] == len(config["provider"]["worker_ips"])
+
+
+@pytest.mark.parametrize("path", CLOUDS)
+def test_cloud_files_are_what_ray_up_accepts(path):
+    from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: TID251
+
+    config = prepare_config(cluster(path))
+    validate_config(config)
+    workers = config["available_node_types"]["worker"]
+    assert workers["min_workers"] == workers["max_workers"] == config["max_workers"] == 2
+    assert f"ray submit {path} pipelines/train.py --model progan --num-workers 2" in (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize("path", CLOUDS)
+def test_cloud_machines_are_set_up_and_started_as_our_own(path):
+    """The token and the shared folder with them."""
+    own, cloud = cluster(), cluster(path)
+    for key in (
+        "file_mounts",
+        "rsync_exclude",
+        "setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+    ):
+        assert cloud[key] == own[key], key
+    (mounted,) = (command for command in cloud["initialization_commands"] if "mount -t nfs4" in command)
+    assert mounted.split()[-1] == "/mnt/shared"
 
 
 def test_ray_submit_hands_our_options_on():
@@ -116,14 +146,15 @@ def test_dockerfile_installs_the_lock_and_drops_root():
 
 @pytest.mark.parametrize("path", CLUSTER_FILES, ids=lambda path: path.name)
 def test_no_secret_lies_in(path):
-    assert not SECRET.search(path.read_text())
+    assert not holds_secret(path.read_text())
 
 
 @pytest.mark.parametrize(
-    "line", ["RAY_AUTH_TOKEN=0123456789abcdef", "secret_key: abcdefghijkl", "AKIA" + "A" * 16, "-----BEGIN X"]
+    "line",
+    ["RAY_AUTH_TOKEN=0123456789abcdef", "secret_key: abcdefghijkl", "AKIA" + "A" * 16, "http://me:" + "pass@host"],
 )
 def test_the_search_for_secrets_finds(line):
-    assert SECRET.search(line)
+    assert holds_secret(line)
 
 
 @pytest.mark.parametrize(("script", "options"), commands(DOCUMENTED))

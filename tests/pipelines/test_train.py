@@ -444,7 +444,7 @@ def assert_whole(run: Run) -> None:
         assert shown == sorted(set(shown)) != []
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=[pytest.mark.cluster, pytest.mark.slow])])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stopped_training_leaves_a_checkpoint_and_goes_on_from_it(number, num_workers, chaos_project):
     name = f"stopped-{number}-{num_workers}"
