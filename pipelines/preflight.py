@@ -17,6 +17,7 @@ from genmodels.data.shards import open_shards
 from pipelines.project import UserError
 
 TIMEOUT = 60.0  # seconds for all nodes to answer
+SHARE = "set compute.storage_path to a folder that all nodes share (NFS)"
 PACKAGES = ("torch", "ray", "numpy", "pyarrow", "pydantic")  # whose versions decide whether ranks agree
 
 
@@ -33,6 +34,7 @@ class Answer(NamedTuple):
     """What a node is and sees."""
 
     versions: dict[str, str]
+    wrote: bool  # its marker into the storage
     faults: list[str]
 
 
@@ -84,29 +86,29 @@ def _faults(ray: Any, nodes: list[dict[str, Any]], subject: Subject) -> Iterator
         for name, ours in mine.items():
             if (theirs := answer.versions.get(name)) != ours:
                 yield node, _unlike(name, theirs, ours)
-        if not Path(subject.storage, f"{subject.token}-{node['NodeID']}").exists():
-            answer.faults.append(
-                f"what it writes into {subject.storage} is not seen here; set compute.storage_path to a folder that"
-                " all nodes share (NFS)"
-            )
+        if answer.wrote and not Path(subject.storage, f"{subject.token}-{node['NodeID']}").exists():
+            yield node, f"what it writes into {subject.storage} is not seen here; {SHARE}"
         for fault in answer.faults:
             yield node, fault
 
 
 def _answer(subject: Subject, node: str) -> Answer:
     """Runs on a node."""
-    return Answer(_versions(), list(_local_faults(subject, node)))
+    fault = _storage_fault(Path(subject.storage), subject.token, node)
+    return Answer(_versions(), fault is None, [*filter(None, [fault]), *_data_faults(subject, node)])
 
 
-def _local_faults(subject: Subject, node: str) -> Iterator[str]:
-    storage = Path(subject.storage)
+def _storage_fault(storage: Path, token: str, node: str) -> str | None:
+    if not storage.is_dir():
+        return f"{storage} is not there; {SHARE}"
     try:
-        (storage / f"{subject.token}-{node}").touch()
+        (storage / f"{token}-{node}").touch()
     except OSError as error:
-        yield f"cannot write into {storage} ({error.strerror}); all nodes need compute.storage_path, with the same user"
-    else:
-        if not (storage / f"{subject.token}-driver").exists():
-            yield f"{storage} is another folder there; set compute.storage_path to one that all nodes share (NFS)"
+        return f"cannot write into {storage} ({error.strerror}); let the same user own it everywhere"
+    return None if (storage / f"{token}-driver").exists() else f"{storage} is another folder there; {SHARE}"
+
+
+def _data_faults(subject: Subject, node: str) -> Iterator[str]:
     try:
         open_shards(Path(subject.shards))
     except (ValueError, OSError) as error:
