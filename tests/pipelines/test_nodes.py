@@ -18,7 +18,7 @@ from pipelines.run import Run
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ("compute.cpus_per_worker=1", "models.dcgan.train.checkpoint_every=32")
+SETTINGS = ("compute.cpus_per_worker=1", "models.dcgan.train.checkpoint_every=320")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_workers_on_several_nodes_end_with_the_weights_of_one_node(num_nodes, no
 @pytest.mark.chaos
 def test_workers_come_and_go_with_the_nodes(nodes_project):
     """Elastic: 1 worker, 2 when a node comes, 1 when it is killed; every image count is logged once."""
-    settings = ("compute.num_workers=[1, 2]", "models.dcgan.train.num_images=40000")
+    settings = ("compute.num_workers=[1, 2]", "models.dcgan.train.num_images=12000")
     with cluster(1) as nodes:
         process = start(nodes_project, nodes.address, "elastic", *settings)
         wait_for(lambda: list((nodes_project.root / "data/elastic").glob("*/run.json")))
@@ -123,11 +123,13 @@ def test_workers_come_and_go_with_the_nodes(nodes_project):
         wait_for(lambda: counts() == [1])
         other = nodes.add_node(num_cpus=1)
         wait_for(lambda: counts() == [1, 2])
+        joined = of_type(run, "started")[1]["num_images"]
+        wait_for(lambda: of_type(run, "log")[-1]["num_images"] > joined + 320)
         nodes.remove_node(other, allow_graceful=False)
         wait_for(lambda: counts() == [1, 2, 1])
         run = finished(nodes_project, "elastic", process)
     shown = [event["num_images"] for event in of_type(run, "log")]
-    assert shown == sorted(set(shown)) and shown[-1] == 40000
+    assert shown == sorted(set(shown)) and shown[-1] == 12000
     for before, after in zip(of_type(run, "started"), of_type(run, "started")[1:], strict=False):
         assert before["num_images"] < after["num_images"]
 
