@@ -35,19 +35,24 @@ def assert_names_path_and_bytes(line: str, folder: Path) -> None:
     assert re.search(r"needs (up to )?[\d,]+ bytes", line) or re.search(r"of [\d.]+ MB does not fit", line), line
 
 
-def test_a_full_disk_stops_before_a_checkpoint_and_keeps_the_one_before(chaos_project, small_disk, table, reference):
-    fault = f"fill step=45 folder={small_disk} leave=65536"
-    training = Training(chaos_project, "disk-full", SHORT, 0, (fault,), storage=small_disk)
+@pytest.mark.parametrize("written, step, kept", [("checkpoint", 61, 960), ("snapshot", 45, 640)])
+def test_a_full_disk_stops_a_training_and_keeps_the_checkpoint_before(
+    written, step, kept, chaos_project, small_disk, table, reference
+):
+    """The snapshot at the end of a stage comes before its checkpoint; a checkpoint's fault is told with the next."""
+    fault = f"fill step={step} folder={small_disk} leave=65536"
+    training = Training(chaos_project, f"{written}-full", SHORT, 0, (fault,), storage=small_disk)
     line = training.refused()
     (strike,) = training.strikes
-    kept = open_checkpoints(training.run).load_latest()  # which warns of a damaged one
+    state = open_checkpoints(training.run).load_latest()  # which warns of a damaged one
     (small_disk / "ballast").unlink()
     training.finish()
     start = training.resumption(strike)
     equal = training.weights == reference(SHORT, 0).weights
-    table(8, "disk full at a checkpoint", "step 45", repeated=strike.num_images - start["num_images"], equal=equal)
+    repeated = strike.num_images - start["num_images"]
+    table(8, f"disk full at a {written}", f"step {step}", repeated=repeated, equal=equal)
     assert_names_path_and_bytes(line, small_disk)
-    assert kept["num_images"] == 640 == start["num_images"]
+    assert state["num_images"] == kept == start["num_images"]
     assert equal
 
 

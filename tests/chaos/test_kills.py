@@ -14,6 +14,10 @@ def kill(rank: int, step: int) -> str:
     return f"kill rank={rank} step={step}"
 
 
+def with_workers(num: int) -> str:
+    return f"with {num} workers" if num else "without Ray"
+
+
 def assert_resumed(row, training: Training) -> None:
     assert row.resumed <= training.patience
     assert 0 <= row.repeated <= training.scale.checkpoint_every + IN_WRITING
@@ -60,10 +64,9 @@ def driver_is_killed(project, scale, num_workers, seed, restart_row, expected) -
     assert not training.events("finished")
     training.finish()
     start = training.resumption(strike)
-    with_ray = f"with {num_workers} workers" if num_workers else "without Ray"
     row = restart_row(
         2,
-        f"driver killed, {with_ray}",
+        f"driver killed, {with_workers(num_workers)}",
         training,
         strike,
         expected,
@@ -100,40 +103,44 @@ def test_a_stopped_worker_is_found_and_replaced(chaos_project, seed, restart_row
     assert_resumed(row, training)
 
 
-def driver_is_stopped(project, scale, num_workers, seed, table, reference) -> None:
-    """Sends the driver a SIGTERM, as a machine does that is taken away in 30 s, and gives its command again."""
+def driver_is_asked_to_end(project, kind, scale, num_workers, seed, table, expected) -> None:
+    """Sends the driver a signal, as a machine does that is taken away in 30 s, and gives its command again."""
     ((rank, step),) = random_places(seed, 1, max(num_workers, 1), scale.num_steps)
-    fault = f"term rank={rank} step={step} target=driver"
-    training = Training(project, f"preempted-{num_workers}", scale, num_workers, (fault,))
+    fault = f"{kind} rank={rank} step={step} target=driver"
+    training = Training(project, f"{kind}-{num_workers}", scale, num_workers, (fault,))
+    training.settings["models.progan.train.checkpoint_every"] = 10**6  # only the one that is asked for
     with training.started() as process:
         strike = training.wait_for_strike(process)
         code = process.wait(100)
         seconds = time.time() - strike.time
         orphans = strike.left_behind()
-    with_ray = f"with {num_workers} workers" if num_workers else "without Ray"
-    info = training.run.info
+    told, info = training.stderr, training.run.info
     tracked = client(project).get_run(info["mlflow_run_id"]).info.status
     training.finish()
     start = training.resumption(strike)
     row = table(
         5,
-        f"SIGTERM, {with_ray}",
+        f"SIG{kind.upper()}, {with_workers(num_workers)}",
         f"step {step}",
         detected=seconds,
         resumed=start["time"] - training.given[-1],
         repeated=max(0, strike.num_images - start["num_images"]),
-        equal=training.weights == reference(scale, num_workers).weights,
+        equal=training.weights == expected.weights,
     )
     assert (code, info["status"], tracked) == (130, "stopped", "KILLED")
-    assert not orphans
+    assert "stopping after a checkpoint" in told and "the same command goes on" in told
+    assert not orphans, f"left behind: {orphans}"
     assert seconds <= 30
     assert row.repeated == 0 and row.equal
+    training.assert_whole()
 
 
-def test_a_stopped_driver_leaves_a_checkpoint_without_ray(chaos_project, seed, table, reference):
-    driver_is_stopped(chaos_project, SHORT, 0, seed, table, reference)
+@pytest.mark.parametrize("kind", ["term", "int"])
+def test_a_driver_asked_to_end_leaves_a_checkpoint_without_ray(kind, chaos_project, seed, table, reference):
+    driver_is_asked_to_end(chaos_project, kind, SHORT, 0, seed, table, reference(SHORT, 0))
 
 
 @pytest.mark.chaos
-def test_a_stopped_driver_leaves_a_checkpoint_with_ray(chaos_project, seed, table, reference):
-    driver_is_stopped(chaos_project, LONG, 2, seed, table, reference)
+@pytest.mark.parametrize("kind", ["term", "int"])
+def test_a_driver_asked_to_end_leaves_a_checkpoint_with_ray(kind, chaos_project, seed, table, reference):
+    driver_is_asked_to_end(chaos_project, kind, LONG, 2, seed, table, reference(LONG, 2))

@@ -18,13 +18,13 @@ from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
 @dataclass(frozen=True)
 class Fault:
     number: int
-    kind: str  # of SIGNALS, or nan, fill, record
+    kind: str  # of SIGNALS, or nan, fill, record; note: for a fault that comes from elsewhere
     step: int | None = None
     rank: int | None = None
     node: str | None = None
