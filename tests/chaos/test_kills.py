@@ -135,7 +135,7 @@ def driver_is_asked_to_end(project, kind, scale, num_workers, seed, table, expec
     training.assert_whole()
 
 
-@pytest.mark.parametrize("kind", ["term", "int"])
+@pytest.mark.parametrize("kind", ["term", pytest.param("int", marks=pytest.mark.chaos)])
 def test_a_driver_asked_to_end_leaves_a_checkpoint_without_ray(kind, chaos_project, seed, table, reference):
     driver_is_asked_to_end(chaos_project, kind, SHORT, 0, seed, table, reference(SHORT, 0))
 
