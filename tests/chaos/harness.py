@@ -24,6 +24,7 @@ from pipelines.run import Event, Run
 
 INJECT = Path(__file__).parent / "inject"
 RAY_SESSIONS = Path("/tmp/ray")
+IN_WRITING = 160  # images that may be shown while a checkpoint becomes durable; it is repeated with its interval
 OTHERS = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME")  # not for our trainings
 
 
@@ -195,10 +196,8 @@ class Training:
 
         A step that was repeated must have shown the same.
         """
-        files = self.fault_folder.glob("samples-*.jsonl")
-        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         batches: dict[tuple[int, str], dict[int, dict]] = defaultdict(dict)  # by step and group of workers, then rank
-        for row in rows:
+        for row in self._samples:
             batches[row["step"], row["group"]][row["rank"]] = row
         shown: dict[int, list[int]] = {}
         for (step, group), ranks in sorted(batches.items()):
@@ -206,6 +205,16 @@ class Training:
                 ids = [image for rank in sorted(ranks) for image in ranks[rank]["ids"]]
                 assert shown.setdefault(step, ids) == ids, f"step {step} of {group} differs from an earlier one"
         return shown
+
+    @property
+    def _samples(self) -> list[dict]:
+        files = self.fault_folder.glob("samples-*.jsonl")
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    def repeated(self, start: Event) -> int:
+        """Images that had been shown when training went on from a checkpoint before them; needs the fault 'record'."""
+        last = max(row["step"] for row in self._samples if row["time"] < start["time"])
+        return 16 * (last + 1) - start["num_images"]
 
     def assert_whole(self) -> None:
         """Every event is there exactly once, whatever was killed."""

@@ -4,10 +4,9 @@ import time
 
 import pytest
 
-from chaos.harness import LONG, SHORT, Training, client, random_places, wait
+from chaos.harness import IN_WRITING, LONG, SHORT, Training, client, random_places, wait
 
 MAX_SECONDS = 60  # from a fault to the moment when it is known
-IN_WRITING = 160  # images that may be shown while a checkpoint becomes durable; it is repeated with its interval
 
 
 def kill(rank: int, step: int) -> str:
