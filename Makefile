@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro lanes proofs test test-all lint bench ui clean
+.PHONY: setup repro lanes proofs test test-all chaos lint bench ui clean
 
 setup: .venv/installed
 
@@ -35,6 +35,9 @@ test: setup             ## the short tests of every kind
 
 test-all: setup         ## the long ones too; GPU tests only where there is a GPU
 	$(BIN)/python -m pytest -m "slow or cluster or chaos or gpu or not slow"
+
+chaos: setup            ## every fault of tests/chaos, twenty killed workers included, and a table of what followed
+	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos
 
 lint: setup
 	$(BIN)/ruff format --check .

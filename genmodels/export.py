@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from genmodels.data.fields import DataSpec
-from genmodels.files import replace_folder, sha256_file, write_json
+from genmodels.files import check_room, replace_folder, sha256_file, write_json
 from genmodels.model import Batch, GenerativeModel, Progress, Stage, mix_seed, model_class
 
 CONDITIONS = "conditions"  # prefix of the conditions among the tensors
@@ -132,6 +132,7 @@ def save(
             tensors[f"{net}.{name}"] = tensor.detach().cpu().contiguous()
 
     def write(temporary: Path) -> None:
+        check_room(temporary.parent, sum(tensor.nbytes for tensor in tensors.values()), "the weights")
         weights = temporary / "model.safetensors"
         safetensors.torch.save_file(tensors, weights)
         config = {

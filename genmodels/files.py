@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -73,6 +74,13 @@ def exclusive(lock: Path, notice: str = "") -> Iterator[None]:
                 print(notice, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def check_room(folder: Path, num_bytes: int, what: str) -> None:
+    """OSError that says what is needed and what is there, before the disk is full."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(errno.ENOSPC, f"no room for {what}, needs {num_bytes:,} bytes, {free:,} are free", str(folder))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's polling; 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # finds a stopped worker
     "RAY_worker_niceness": "0",  # 15 by default: any other process starves a worker until it seems to have stopped
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a stopped worker never answers; 30 s by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # for Ray's dashboard; MLflow has ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

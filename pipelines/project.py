@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.parent import follow_dvc
+
 if TYPE_CHECKING:
     from genmodels.config import ComputeConfig, EvaluationConfig
     from genmodels.data.cache import ShardCache
@@ -77,6 +79,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        follow_dvc()
         try:
             function(*args, **kwargs)
         except (ValueError, UserError, OSError) as error:

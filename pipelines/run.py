@@ -152,7 +152,7 @@ class EventLog:
     def add(self, kind: str, num_images: int, **values: Any) -> bool:
         """Appends one event unless that image count has it already; whether it did."""
         self.check_attempt()
-        if num_images <= self._last.get(kind, -1) and kind not in ("started", "stopped"):
+        if num_images <= self._last.get(kind, -1) and kind not in ("started", "stopped", "failed"):
             return False  # a resumed training repeats, bit for bit, what it had logged after its checkpoint
         self._last[kind] = num_images
         with self._run.events_file.open("a") as file:

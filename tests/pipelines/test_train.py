@@ -3,26 +3,22 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from commands import call, refused, succeed
-from conftest import Project, make_project
+from conftest import Project
 
 from genmodels import export
 from genmodels.config import load_params
 from pipelines import evaluate, register, registry, report, sample, tracking, train
-from pipelines.run import Run, open_run, owned, read_events
+from pipelines.run import Run, open_run, owned
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
 MODULE = [sys.executable, "-m", "pipelines.train"]
@@ -336,7 +332,7 @@ def test_a_tracking_server_that_never_answers_counts_as_away(project, vae, monke
     assert tracker.behind and isinstance(tracker.error, TimeoutError)
 
 
-# --- several workers, killed processes -------------------------------------------------------------------------------
+# --- several workers; tests/chaos has those that are killed ---------------------------------------------------------
 
 
 def command(project: Project, *arguments: str) -> list[str]:
@@ -367,149 +363,3 @@ def test_two_ray_workers_train_to_a_registered_version(project):
     assert client().get_run(run.info["mlflow_run_id"]).info.status == "FINISHED"
     sha256 = export.read_config(run.folder / "best")["sha256"]
     assert sha256 in {version.tags["sha256"] for version in versions("progan")}
-
-
-@pytest.fixture(scope="module")
-def chaos_project(tmp_path_factory, sprites_data) -> Project:
-    return make_project(tmp_path_factory.mktemp("chaos"), sprites_data)
-
-
-@contextmanager
-def running(project: Project, *settings: str) -> Iterator[subprocess.Popen]:
-    """A training in a session of its own, of which nothing is left afterwards."""
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    process = subprocess.Popen(
-        command(project, *arguments),
-        env={**os.environ, **ONE_THREAD, "GENMODELS_ROOT": str(project.root)},
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-
-
-def wait_for_fade(storage: Path, process: subprocess.Popen) -> Run:
-    """Returns when the fade to 8 pixels is well under way, with a checkpoint inside it."""
-    for _ in range(2400):
-        assert process.poll() is None, process.stderr.read()
-        for file in storage.glob("progan-*/events.jsonl"):
-            events = read_events(file)[0]
-            logs = [event["values"]["stage"] for event in events if event["type"] == "log"]
-            if logs.count("8 fade") >= 5:
-                assert not any(event["type"] == "finished" for event in events)
-                return Run(file.parent)
-        time.sleep(0.05)
-    raise AssertionError("no fade in two minutes")
-
-
-LONG = (
-    "models.progan.hold_images=800",
-    "models.progan.fade_images=2400",
-    "models.progan.train.num_images=7200",
-    "models.progan.train.log_every=160",
-    "models.progan.train.checkpoint_every=640",
-    "models.progan.train.snapshot_every=2400",
-)
-
-
-def reference(project: Project, num_workers: int) -> str:
-    """The weights of an uninterrupted training in a storage folder of its own; each runs once."""
-    storage = project.root / f"data/reference-{num_workers}"
-    if not storage.exists():
-        settings = (*LONG, f"compute.storage_path=data/reference-{num_workers}", *workers(num_workers))
-        with running(project, *settings) as process:
-            finish(process)
-    return finished(storage)[0]
-
-
-def workers(num: int) -> tuple[str, ...]:
-    return (f"compute.num_workers={num}", *(["compute.cpus_per_worker=1"] if num else []))
-
-
-def assert_whole(run: Run) -> None:
-    """Every event is there exactly once, whatever was killed."""
-    for kind in ("log", "snapshot", "finished"):
-        shown = [event["num_images"] for event in of_type(run, kind)]
-        assert shown == sorted(set(shown)) != []
-
-
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=[pytest.mark.cluster, pytest.mark.slow])])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_stopped_training_leaves_a_checkpoint_and_goes_on_from_it(number, num_workers, chaos_project):
-    name = f"stopped-{number}-{num_workers}"
-    storage = chaos_project.root / f"data/{name}"
-    settings = (*LONG, "models.progan.train.checkpoint_every=100000", f"compute.storage_path=data/{name}")
-    with running(chaos_project, *settings, *workers(num_workers)) as process:
-        run = wait_for_fade(storage, process)
-        os.kill(process.pid, number)
-        asked = time.time()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "stopping after a checkpoint" in errors and "the same command goes on" in errors
-    (stopped,) = of_type(run, "stopped")
-    assert stopped["time"] - asked < 20 and run.info["status"] == "stopped"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENMODELS_ROOT", str(chaos_project.root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert client().get_run(run.info["mlflow_run_id"]).info.status == "KILLED"
-    with running(chaos_project, *settings, *workers(num_workers)) as process:
-        finish(process)
-    assert of_type(run, "started")[-1]["num_images"] == stopped["num_images"] > 0
-    assert finished(storage)[0] == reference(chaos_project, num_workers)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_driver_killed_in_a_fade_goes_on_to_the_same_weights(num_workers, chaos_project):
-    name = f"driver-{num_workers}"
-    storage = chaos_project.root / f"data/{name}"
-    settings = (*LONG, f"compute.storage_path=data/{name}", *workers(num_workers))
-    with running(chaos_project, *settings) as process:
-        run = wait_for_fade(storage, process)
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert not alive, f"left behind: {alive}"
-    mlflow_run = run.info["mlflow_run_id"]
-    assert mlflow_run and not of_type(run, "finished")
-    with running(chaos_project, *settings) as process:
-        finish(process)
-    weights, again = finished(storage)
-    assert again.folder == run.folder and again.info["mlflow_run_id"] == mlflow_run
-    resumed = [event["num_images"] for event in of_type(run, "started")]
-    assert len(resumed) == 2 and resumed[0] == 0 < resumed[1]
-    assert_whole(run)
-    assert weights == reference(chaos_project, num_workers)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(900)
-def test_a_ray_worker_killed_in_a_fade_is_replaced_and_ends_with_the_same_weights(chaos_project):
-    storage = chaos_project.root / "data/worker"
-    with running(chaos_project, *LONG, "compute.storage_path=data/worker", *workers(2)) as process:
-        run = wait_for_fade(storage, process)
-        family = psutil.Process(process.pid).children(recursive=True)
-        victims = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
-        assert len(victims) == 2
-        killed = time.time()
-        os.kill(victims[0].pid, signal.SIGKILL)
-        finish(process)
-    weights, _ = finished(storage)
-    first, second = of_type(run, "started")
-    assert first["num_images"] == 0 < second["num_images"]
-    assert second["time"] - killed < 60
-    assert_whole(run)
-    assert weights == reference(chaos_project, 2)
