@@ -9,7 +9,6 @@ PLACE is a folder or an fsspec URL (s3://bucket/prefix).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from genmodels.data.remote import filesystem, is_url, retried
-from genmodels.files import replace_folder, sha256_file, write_json
+from genmodels.files import check_room, replace_folder, sha256_file, write_json
 from genmodels.model import Metric
 
 State = dict[str, Any]
@@ -181,7 +180,7 @@ class Checkpoints:
         state = _on_host(copied, ready)
 
         def fill(folder: Path) -> None:
-            _check_room(folder, state)
+            check_room(folder.parent, sum(tensor.nbytes for tensor in _tensors(state)), "a checkpoint")
             file = folder / STATE
             _dump(state, file)
             about = {"sha256": sha256_file(file), "bytes": file.stat().st_size, "score": score}
@@ -239,11 +238,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-
-
-def _check_room(folder: Path, state: State) -> None:
-    """OSError that says what is needed and what is there, before the disk is full."""
-    needed, free = sum(tensor.nbytes for tensor in _tensors(state)), shutil.disk_usage(folder).free
-    if needed > free:
-        message = f"a checkpoint of {needed / 1e6:.1f} MB does not fit, {free / 1e6:.1f} MB are free"
-        raise OSError(errno.ENOSPC, message, str(folder.parent))
