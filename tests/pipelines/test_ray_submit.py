@@ -143,8 +143,9 @@ def borrow_packages(head: SshHead) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow  # and needs sshd, which .ci/run installs before it runs the shorter variant
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("packages", ["running", pytest.param("locked", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("packages", ["running", "locked"])
 def test_ray_submit_trains_on_a_cluster_and_the_user_s_mlflow_has_the_model(packages, head, tmp_path, monkeypatch):
     if packages == "running":
         borrow_packages(head)
