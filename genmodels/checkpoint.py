@@ -155,6 +155,11 @@ class Checkpoints:
         ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self._writing = self._thread.submit(self._write, f"{num_images:012d}", copied, ready, score)
 
+    def check(self) -> None:
+        """Raises what went wrong with the last state, if that is known by now."""
+        if self._writing and self._writing.done():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when what was saved is durable."""
         writing, self._writing = self._writing, None

@@ -35,7 +35,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
-    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(value, indent=1) + "\n"))
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 atomically."""
+    write_atomic(path, lambda temporary: _fill(temporary, text))
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -83,7 +88,7 @@ def check_room(folder: Path, num_bytes: int, what: str) -> None:
         raise OSError(errno.ENOSPC, f"no room for {what}, needs {num_bytes:,} bytes, {free:,} are free", str(folder))
 
 
-def _write_text(path: Path, text: str) -> None:
+def _fill(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 

@@ -174,11 +174,11 @@ def _hooks(run: Run, log: EventLog, judge: Judge, checkpoints: Checkpoints) -> H
             ranked=final_size,
         )
 
-    return Hooks(log=lambda row: _log(log, row), save=save, snapshot=snapshot)
+    def log_row(row: dict) -> None:
+        log.add("log", row["num_images"], values={key: value for key, value in row.items() if key != "num_images"})
+        checkpoints.check()  # a disk that is full need not wait for the next checkpoint to be told
 
-
-def _log(log: EventLog, row: dict) -> None:
-    log.add("log", row["num_images"], values={key: value for key, value in row.items() if key != "num_images"})
+    return Hooks(log=log_row, save=save, snapshot=snapshot)
 
 
 def _best_before(run: Run, model: GenerativeModel, num_images: int) -> float | None:

@@ -1,68 +1,21 @@
 """A tracking server that goes away: trainings go on, and one command sends what it has not got, each event once."""
 
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
 from commands import call, refused, succeed
 from conftest import Project, make_project
+from mlflow_server import Server, assert_all_arrived_once, client
 
 from pipelines import sync, tracking
 from pipelines.run import Run, all_runs, owned
 
 pytestmark = pytest.mark.cluster
 TRAIN = [sys.executable, "-m", "pipelines.train", "--model", "vae"]
-
-
-class Server:
-    """A real `mlflow server` that can be killed and started again on its port and store."""
-
-    def __init__(self, folder: Path):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.folder, self.process = folder, None
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/store.db", "--workers", "1"]
-        artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
-        place = ["--host", "127.0.0.1", "--port", str(self.port)]
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *place],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + 240
-        while not self._answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.5)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """Ends all its processes at once."""
-        if self.process:
-            family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-            for process in family:
-                process.kill()
-            self.process.wait()
-            psutil.wait_procs(family, timeout=10)
-            self.process = None
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +42,6 @@ def started(project: Project, server: Server, *settings: str) -> subprocess.Pope
     environment = {**project.environment, "MLFLOW_TRACKING_URI": server.uri}
     with (project.root / "log").open("w") as log:
         return subprocess.Popen([*TRAIN, *arguments], env=environment, stdout=log, stderr=log)
-
-
-def client():
-    return tracking.connected().MlflowClient()
-
-
-def assert_all_arrived_once(run: Run) -> None:
-    """Every value of every event is in MLflow, once; every snapshot has one picture."""
-    run_id = run.info["mlflow_run_id"]
-    logs = [event for event in run.events() if event["type"] == "log"]
-    for name in ("elbo/kl", "images_per_second"):
-        points = client().get_metric_history(run_id, name)
-        assert sorted((point.step, point.value) for point in points) == [
-            (event["num_images"], event["values"][name]) for event in logs
-        ]
-    snapshots = [event["num_images"] for event in run.events() if event["type"] == "snapshot"]
-    assert sorted(point.step for point in client().get_metric_history(run_id, "score")) == snapshots
-    pictures = [file.path for file in client().list_artifacts(run_id, "images") if file.path.endswith(".png")]
-    assert sorted(int(path.split("+step+")[1].split("+")[0]) for path in pictures) == snapshots
 
 
 def stored(run: Run) -> dict:

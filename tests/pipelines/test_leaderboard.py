@@ -1,0 +1,70 @@
+"""The ranking of what is registered: by the declared metric, within a protocol, proofs first."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from commands import refused, succeed
+from conftest import TINY_MODELS
+
+from genmodels import export
+from genmodels.model import Progress, Stage, model_class
+from pipelines import leaderboard, registry
+
+
+def registered(folder, spec, seed: int, score: float | None, protocol: str = "p1", **tags: str) -> int:
+    """A version of an untrained VAE; its number."""
+    torch.manual_seed(seed)
+    cls = model_class("vae")
+    model = cls(cls.Config(**TINY_MODELS["vae"]), spec)
+    export.save(folder / f"{seed}-{protocol}", model, Progress(1, 64, Stage("train", 64, 16, 16), 1.0))
+    return registry.register(folder / f"{seed}-{protocol}", None, score, protocol, tags)[0]
+
+
+@pytest.fixture(scope="module")
+def versions(project, sprites_data, tmp_path_factory) -> dict[str, int]:
+    folder, spec = tmp_path_factory.mktemp("exports"), sprites_data.spec
+    return {
+        "good": registered(folder, spec, 1, 50.0, proofs="3 of 3 shown", run="a"),
+        "unproved": registered(folder, spec, 2, 10.0, proofs="2 of 3 shown", run="<b>"),
+        "better": registered(folder, spec, 3, 40.0, run="c"),
+        "lost": registered(folder, spec, 4, float("nan"), run="d"),
+        "other": registered(folder, spec, 5, 1.0, "p2", run="e"),
+    }
+
+
+class Images(HTMLParser):
+    """The sources of a page's images, and whether it is whole."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.sources: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name == "src"]
+
+
+def test_versions_are_ranked_within_a_protocol_and_those_whose_proof_failed_come_last(versions, project):
+    output = succeed(leaderboard, "--out", project.root / "board")
+    tables = json.loads((project.root / "board/leaderboard.json").read_text())
+    order = {table["protocol"]: [row["version"] for row in table["versions"]] for table in tables}
+    assert order == {
+        "p1": [versions[name] for name in ("better", "good", "unproved", "lost")],
+        "p2": [versions["other"]],
+    }
+    assert "vae on sprites, protocol p1" in output and "protocol p2" in output
+
+
+def test_the_gallery_is_one_page_with_a_grid_a_version_and_no_network(versions, project):
+    succeed(leaderboard, "--top", 2, "--out", project.root / "top")
+    page = (project.root / "top/index.html").read_text()
+    sources = Images(page).sources
+    assert len(sources) == 3 and len(set(sources)) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page and "<b>vae/" in page
+
+
+def test_a_model_that_is_not_registered_is_refused_with_what_is(versions, project):
+    assert "registered: vae" in refused(leaderboard, "--model", "progan")
