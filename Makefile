@@ -55,4 +55,4 @@ ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that com
 
 clean:                  ## everything but the source images
 	rm -rf .venv data/runs data/shards data/cache data/inspection data/proofs data/models data/evaluations \
-		data/versions data/report mlflow.db mlartifacts
+		data/versions data/report data/leaderboard mlflow.db mlartifacts

@@ -119,7 +119,7 @@ def test_train_refuses_before_anything_starts(heads, project):
     )
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "anybody's commands" in result.stderr
-    assert not project.runs.exists()
+    assert not list(project.runs.glob("vae-*"))
 
 
 def test_a_training_without_ray_asks_no_cluster(project, monkeypatch):

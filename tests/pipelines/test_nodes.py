@@ -1,18 +1,17 @@
 """Trainings over several nodes of one machine: where workers go, what is checked before, who comes and goes."""
 
-import gc
 import os
 import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import Project, make_project
+from ray_nodes import Nodes, ray_nodes
 
 from pipelines.run import Run
 
@@ -26,43 +25,13 @@ def nodes_project(tmp_path_factory, sprites_data) -> Project:
     return make_project(tmp_path_factory.mktemp("nodes"), sprites_data)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def token(tmp_path_factory) -> Iterator[None]:
-    """One token for all nodes and drivers of these tests."""
-    file = tmp_path_factory.mktemp("token") / "token"
-    file.write_text("0123456789abcdef" * 4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-@contextmanager
-def cluster(num_nodes: int) -> Iterator:
-    """Nodes of one CPU each."""
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        for _ in range(num_nodes - 1):
-            nodes.add_node(num_cpus=1)
-        yield nodes
-    finally:
-        nodes.shutdown()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # sockets that Ray leaves to the garbage collector
-            del nodes
-            gc.collect()
-
-
-def start(project: Project, address: str, storage: str, *settings: str, model: str = "dcgan") -> subprocess.Popen:
-    """A training on the cluster at `address`."""
+def start(project: Project, nodes: Nodes, storage: str, *settings: str) -> subprocess.Popen:
+    """A training on the cluster."""
     settings = (*SETTINGS, f"compute.storage_path=data/{storage}", *settings)
     arguments = [part for setting in settings for part in ("--set", setting)]
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.train", "--model", model, *arguments],
-        env={**os.environ, "GENMODELS_ROOT": str(project.root), "RAY_ADDRESS": address},
+        [sys.executable, "-m", "pipelines.train", "--model", "dcgan", *arguments],
+        env={**nodes.environment, "GENMODELS_ROOT": str(project.root)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,10 +69,10 @@ def weights(run: Run) -> str:
 @pytest.mark.parametrize("num_nodes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_on_several_nodes_end_with_the_weights_of_one_node(num_nodes, nodes_project):
     name, workers = f"spread-{num_nodes}", f"compute.num_workers={num_nodes}"
-    with cluster(num_nodes) as nodes:
-        spread = finished(nodes_project, name, start(nodes_project, nodes.address, name, workers))
-        nodes.add_node(num_cpus=num_nodes)  # where Ray packs all workers
-        packed = finished(nodes_project, f"{name}-one", start(nodes_project, nodes.address, f"{name}-one", workers))
+    with ray_nodes(num_nodes) as nodes:
+        spread = finished(nodes_project, name, start(nodes_project, nodes, name, workers))
+        nodes.ask("add", num_nodes)  # where Ray packs all workers
+        packed = finished(nodes_project, f"{name}-one", start(nodes_project, nodes, f"{name}-one", workers))
     for run, num_used in ((spread, num_nodes), (packed, 1)):
         (started,) = of_type(run, "started")
         assert len(started["nodes"]) == num_nodes and len(set(started["nodes"])) == num_used
@@ -115,17 +84,17 @@ def test_workers_on_several_nodes_end_with_the_weights_of_one_node(num_nodes, no
 def test_workers_come_and_go_with_the_nodes(nodes_project):
     """Elastic: 1 worker, 2 when a node comes, 1 when it is killed; every image count is logged once."""
     settings = ("compute.num_workers=[1, 2]", "models.dcgan.train.num_images=12000")
-    with cluster(1) as nodes:
-        process = start(nodes_project, nodes.address, "elastic", *settings)
+    with ray_nodes(1) as nodes:
+        process = start(nodes_project, nodes, "elastic", *settings)
         wait_for(lambda: list((nodes_project.root / "data/elastic").glob("*/run.json")))
         run = only_run(nodes_project, "elastic")
         counts = lambda: [event["workers"] for event in of_type(run, "started")]  # noqa: E731
         wait_for(lambda: counts() == [1])
-        other = nodes.add_node(num_cpus=1)
+        nodes.ask("add", 1)
         wait_for(lambda: counts() == [1, 2])
         joined = of_type(run, "started")[1]["num_images"]
         wait_for(lambda: of_type(run, "log")[-1]["num_images"] > joined + 320)
-        nodes.remove_node(other, allow_graceful=False)
+        nodes.ask("kill")
         wait_for(lambda: counts() == [1, 2, 1])
         run = finished(nodes_project, "elastic", process)
     shown = [event["num_images"] for event in of_type(run, "log")]
@@ -138,33 +107,22 @@ def test_workers_come_and_go_with_the_nodes(nodes_project):
 def test_a_node_that_is_about_to_go_leaves_a_checkpoint(nodes_project):
     settings = ("compute.num_workers=2", "models.dcgan.train.num_images=40000")
     never = "models.dcgan.train.checkpoint_every=1000000"
-    with cluster(2) as nodes:
-        process = start(nodes_project, nodes.address, "drained", *settings, never)
+    with ray_nodes(2) as nodes:
+        process = start(nodes_project, nodes, "drained", *settings, never)
         wait_for(lambda: list((nodes_project.root / "data/drained").glob("*/run.json")))
         run = only_run(nodes_project, "drained")
         wait_for(lambda: len(of_type(run, "log")) > 3)
         assert not list((run.folder / "checkpoints").glob("0*"))
-        (node,) = nodes.worker_nodes
-        announce_preemption(nodes.address, node.node_id)
+        nodes.ask("drain")
         asked = time.monotonic()
         (saved,) = wait_for(lambda: list((run.folder / "checkpoints").glob("0*")), 30)
         assert time.monotonic() - asked < 20
-        nodes.add_node(num_cpus=1)
-        nodes.remove_node(node, allow_graceful=False)
+        nodes.ask("kill")
+        nodes.ask("add", 1)
         wait_for(lambda: len(of_type(run, "started")) == 2)
         assert of_type(run, "started")[1]["num_images"] >= int(saved.name) > 0
         process.terminate()
         process.communicate(timeout=60)
-
-
-def announce_preemption(address: str, node_id: str) -> None:
-    """As an autoscaler does when a spot machine is to be taken away in two minutes."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-    reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + 120) * 1000)
-    accepted, why = GcsClient(address=address).drain_node(node_id, reason, "spot", deadline)
-    assert accepted, why
 
 
 def test_a_node_where_a_worker_would_fail_is_named_with_what_to_do(nodes_project, tmp_path):
@@ -177,8 +135,8 @@ def test_a_node_where_a_worker_would_fail_is_named_with_what_to_do(nodes_project
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
     data = nodes_project.root / "data"
     mounts = f"mount -t tmpfs tmpfs {data} && mount --bind {older} {ROOT / 'pipelines'}"
-    with cluster(1) as nodes, other_machine(nodes, mounts, fake.parent):
-        process = start(nodes_project, nodes.address, "strange", "compute.num_workers=2")
+    with ray_nodes(1) as nodes, other_machine(nodes, mounts, fake.parent):
+        process = start(nodes_project, nodes, "strange", "compute.num_workers=2")
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 2
     lines = [line.strip().removeprefix("error: ") for line in errors.splitlines()]
@@ -190,20 +148,20 @@ def test_a_node_where_a_worker_would_fail_is_named_with_what_to_do(nodes_project
 
 
 @contextmanager
-def other_machine(nodes, mounts: str, packages: Path) -> Iterator[None]:
+def other_machine(nodes: Nodes, mounts: str, packages: Path) -> Iterator[None]:
     """A node that sees other disks, by `mounts` in a namespace of its own, and finds `packages` first."""
     if os.geteuid() != 0:
         pytest.skip("a mount namespace needs root")
     ray = Path(sys.executable).with_name("ray")
     node = subprocess.Popen(
         ["unshare", "--mount", "bash", "-c", f"{mounts} && exec {ray} start --address={nodes.address} --block"],
-        env={**os.environ, "PYTHONPATH": str(packages)},
+        env={**nodes.environment, "PYTHONPATH": str(packages)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        wait_for(lambda: sum(known["Alive"] for known in nodes.global_state.node_table()) == 2, 90)
+        wait_for(lambda: nodes.ask("count") == "2", 90)
         yield
     finally:
         node.terminate()
