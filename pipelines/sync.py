@@ -54,7 +54,7 @@ def synced(run: Run) -> list[str]:
 
 
 def _synced(run: Run) -> list[str]:
-    from pipelines import train
+    from pipelines import outcome
     from pipelines.tracking import Tracker, connected
 
     info, done = run.info, []
@@ -68,7 +68,7 @@ def _synced(run: Run) -> list[str]:
         client.set_terminated(run_id, status, int(run.events()[-1]["time"] * 1000))
         done.append(f"marked {status}")
     if lacks_version(info):
-        result = {**info["result"], **train.register(run, info["result"])}
+        result = {**info["result"], **outcome.register(run, info["result"])}
         run.update(result=result)
         done.append(f"registered as version {result['version']}")
     return done

@@ -1,8 +1,7 @@
-"""MLflow's runs: a run's events are followed into the tracking store. With registry.py all that knows MLflow."""
+"""MLflow's runs: events are followed into the tracking store. registry.py and dataset_input.py know MLflow too."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from genmodels import files
+from pipelines import dataset_input
 from pipelines.project import root, store_root
 from pipelines.run import Event, Run, read_events
 
 EXPERIMENT = "genmodels"
 MAX_BATCH = 900  # metrics a call; MLflow takes 1,000
-MAX_DIGEST = 36  # characters of a data set's digest that MLflow takes
-MAX_SOURCE = 1000  # characters of its source that are worth showing
 
 
 def connected() -> Any:
@@ -161,7 +159,7 @@ class Tracker:
         stored = client.get_run(run_id)
         _log_params(client, run_id, self.params, known=stored.data.params)
         if not (stored.inputs and stored.inputs.dataset_inputs):
-            _log_data(client, run_id, self.run)
+            dataset_input.log(client, run_id, self.run)
         steps = {metric.key: metric.step for metric in stored.data._metric_objs}
         self._sent = {"log": steps.get("images_per_second", -1), "snapshot": steps.get("score", -1)}
         names = [file.path for file in client.list_artifacts(run_id, "images")]
@@ -240,46 +238,6 @@ def _log_params(client: Any, run_id: str, params: dict[str, Any], known: dict[st
     flat = [Param(key, str(value)[:6000]) for key, value in flatten(params).items() if key not in known]
     for start in range(0, len(flat), 100):
         client.log_batch(run_id, params=flat[start : start + 100])
-
-
-def _log_data(client: Any, run_id: str, run: Run) -> None:
-    """The data set as the run's input, which comes last: a run that has it has the contact sheet too."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    info = run.info
-    spec = info["data"]
-    profile = {
-        "num_train": spec["num_train"],
-        "num_test": spec["num_test"],
-        **{name: info["data_counts"][name] for name in ("found", "accepted", "rejected", "duplicates")},
-        "source": info["data_source"][:MAX_SOURCE],
-        "digest": spec["digest"],
-    }
-    dataset = Dataset(
-        name=spec["name"],
-        digest=spec["digest"][:MAX_DIGEST],
-        source_type="local",
-        source=json.dumps({"uri": info["shards"]}),
-        schema=json.dumps({"mlflow_colspec": _columns(spec)}),
-        profile=json.dumps(profile),
-    )
-    if run.data_picture.exists():
-        client.log_artifact(run_id, str(run.data_picture), "data")
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-
-def _columns(spec: dict[str, Any]) -> list[dict[str, str]]:
-    """What a sample has, in the form that MLflow's page of a data set shows."""
-    side, channels = spec["image_size"], spec["channels"]
-    numbers = {
-        "class": len(spec["classes"]),
-        "attributes": len(spec["attributes"]),
-        "domain": len(spec["domains"]),
-        "parts": spec["num_parts"],
-        "captions": spec["num_captions"],
-    }
-    columns = {"image": f"uint8 [{side}, {side}, {channels}]", **{key: f"{num}" for key, num in numbers.items() if num}}
-    return [{"name": name, "type": kind} for name, kind in columns.items()]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,9 +9,7 @@ The same command goes on with a training that was interrupted; it may be killed 
 
 from __future__ import annotations
 
-import json
 import shlex
-import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from genmodels.data.cache import ShardCache
     from genmodels.data.fields import DataSpec
     from genmodels.model import GenerativeModel, Stage
-    from pipelines.run import Event, Run
+    from pipelines.run import Run
 
 
 @command
@@ -159,7 +157,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     """Runs the training to its end: workers, tracking, export, and registration unless that is not wanted."""
     from genmodels.data.shards import open_shards
     from genmodels.metrics.judge import ensure_extractor
-    from pipelines import cluster
+    from pipelines import cluster, outcome
     from pipelines.console import Console
     from pipelines.run import open_run, owned
     from pipelines.stopping import stoppable
@@ -193,9 +191,9 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
             if last["type"] == "stopped":
                 run.update(status="stopped")
                 raise KeyboardInterrupt
-        summary = finish(run, tracker)
+        summary = outcome.finish(run, tracker)
         if out:
-            publish(run, summary, out)
+            outcome.publish(run, summary, out)
         run.update(status="finished", result=summary)
 
 
@@ -212,89 +210,6 @@ def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:
 def command_line() -> str:
     """The command that runs here, as one would type it at the project's root."""
     return shlex.join(["python", f"pipelines/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-
-
-def finish(run: Run, tracker: Any) -> Event:
-    """Registers the best weights where that is wanted, and says what came out."""
-    from mlflow.exceptions import MlflowException
-
-    from genmodels import export
-    from genmodels.metrics.evaluate import Protocol
-
-    events = run.events()
-    final = next(event for event in reversed(events) if event["type"] == "finished")
-    summary: Event = {"run": run.name, "weights_sha256": final["weights"], "images": final["num_images"]}
-    best = run.folder / "best"
-    if not best.is_dir():
-        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
-    shown = export.read_config(best)["progress"]["num_images"]
-    snapshot = next(e for e in reversed(events) if e["type"] == "snapshot" and e["num_images"] == shown)
-    rates = [event["values"]["images_per_second"] for event in events if event["type"] == "log"]
-    summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
-    protocol = Protocol(**snapshot["protocol"]).digest
-    summary |= {"protocol": protocol}
-    error = tracker.error if tracker.behind else None
-    if run.info["registered"] and not tracker.behind:
-        try:
-            summary |= register(run, summary)
-            model = f"{run.config.model}/{summary['version']}"
-            print(f"  sample it: python pipelines/sample.py --model {model} --num 64 --out grid.png")
-        except (OSError, MlflowException) as away:
-            error = away
-    if error:
-        waits = f"the run's events wait in {run.events_file}; when it is back: python pipelines/sync.py"
-        print(f"warning: MLflow is away ({error}); {waits}", file=sys.stderr)
-    return summary
-
-
-def register(run: Run, summary: Event) -> Event:
-    """Makes a finished run's best weights a version; what that adds to its summary."""
-    from pipelines import registry
-
-    run_id, tags = run.info["mlflow_run_id"], {"run": run.name, **run.info["tags"]}
-    version, champion = registry.register(run.folder / "best", run_id, summary["score"], summary["protocol"], tags)
-    print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
-    return {"mlflow_run_id": run_id, "version": version}
-
-
-def publish(run: Run, summary: Event, out: Path) -> None:
-    """Puts what people and DVC look at into `out`: export, samples, curves as tables, summary."""
-    from genmodels.files import replace_folder
-
-    def write(folder: Path) -> None:
-        shutil.copytree(run.folder / "best", folder / "export")
-        events = run.events()
-        snapshots = [event for event in events if event["type"] == "snapshot"]
-        shutil.copy(run.folder / snapshots[-1]["picture"], folder / "samples.png")
-        (folder / "metrics.json").write_text(
-            json.dumps({"score": summary["score"], "images_per_second": round(summary["images_per_second"], 1)})
-        )
-        (folder / "run.json").write_text(json.dumps(summary, indent=1))
-        _write_csv(
-            folder / "scores.csv",
-            [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots],
-        )
-        logs = [event for event in events if event["type"] == "log"]
-        rows = [
-            {"num_images": event["num_images"], "term": name, "value": value}
-            for event in logs
-            for name, value in event["values"].items()
-            if isinstance(value, float)
-        ]
-        _write_csv(folder / "curves.csv", rows)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(out.absolute(), write)
-
-
-def _write_csv(path: Path, rows: list[Event]) -> None:
-    import csv
-
-    with path.open("w", newline="") as file:
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _words(values: Any) -> str:

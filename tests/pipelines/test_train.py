@@ -17,7 +17,7 @@ from conftest import Project
 
 from genmodels import export
 from genmodels.config import load_params
-from pipelines import evaluate, register, registry, report, sample, tracking, train
+from pipelines import dataset_input, evaluate, register, registry, report, sample, tracking, train
 from pipelines.run import Run, open_run, owned
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
@@ -152,7 +152,7 @@ def test_an_mlflow_run_names_its_data_set_and_shows_some_of_it(vae, project):
 def test_a_resumed_run_has_its_data_set_once(vae, project):
     with tracking.Tracker(vae, {}, {}):
         pass
-    tracking._log_data(client(), vae.info["mlflow_run_id"], vae)  # as a process that did not see the other's
+    dataset_input.log(client(), vae.info["mlflow_run_id"], vae)  # as a process that did not see the other's
     assert len(data_inputs(vae)) == 1
 
 
@@ -160,7 +160,7 @@ def test_parameters_and_data_that_a_store_refused_at_first_are_sent_again(vae, p
     shutil.copytree(vae.folder, tmp_path / "again")
     run = Run(tmp_path / "again")
     run.update(mlflow_run_id=None)
-    send, refused_once = tracking._log_data, []
+    send, refused_once = dataset_input.log, []
 
     def refuse(*arguments):
         refused_once.append(1)
@@ -168,7 +168,7 @@ def test_parameters_and_data_that_a_store_refused_at_first_are_sent_again(vae, p
             raise ConnectionError("away")
         send(*arguments)
 
-    monkeypatch.setattr(tracking, "_log_data", refuse)
+    monkeypatch.setattr(dataset_input, "log", refuse)
     tracker = tracking.Tracker(run, {"a": 1}, {}).__enter__()
     while not tracker.behind:
         time.sleep(0.01)
