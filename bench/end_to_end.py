@@ -120,14 +120,14 @@ def saving_step(rounds: int) -> tuple[list[float], float]:
     """Seconds of a step with a checkpoint over the median of those without, and MB of weights."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_project(root, "dcgan", {"width": 120, "discriminator_width": 120}, 64_000)
+        write_project(root, "dcgan", {"width": 260, "discriminator_width": 260}, 64_000)
         from genmodels.data.fields import DataSpec
 
         spec = DataSpec("noise", 3, 32, (32,), num_train=64, num_test=0)
         config = load_params(root / "params.yaml").run("dcgan")
         trainer = Trainer(build_model(config, spec), config.train, lambda *_: None)  # type: ignore[arg-type, return-value]
         checkpoints = Checkpoints(root / "checkpoints", keep=2)
-        batch, ratios = {"image": torch.rand(64, 3, 32, 32) * 2 - 1}, []
+        batch, ratios = {"image": torch.rand(16, 3, 32, 32) * 2 - 1}, []
         for number in range(rounds + 1):
             plain = [_timed(lambda: trainer.train_step(batch)) for _ in range(3)]
 

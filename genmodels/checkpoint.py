@@ -147,13 +147,14 @@ class Checkpoints:
         self.keep, self.keep_best, self.metric = keep, keep_best, metric
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._copy: State = {}  # filled again by the next state: new memory would cost more than the copying
 
     def save(self, num_images: int, state: State, score: float | None = None) -> None:
         """Takes the state reached after `num_images`; waits only while the one before is still being written."""
         self.wait()
-        copied = _mapped(state, lambda tensor: tensor.detach().clone())  # training changes its own in place
+        self._copy = _copied(state, self._copy)  # training changes its own in place
         ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-        self._writing = self._thread.submit(self._write, f"{num_images:012d}", copied, ready, score)
+        self._writing = self._thread.submit(self._write, f"{num_images:012d}", self._copy, ready, score)
 
     def check(self) -> None:
         """Raises what went wrong with the last state, if that is known by now."""
@@ -205,6 +206,23 @@ class Checkpoints:
                     best[title] = score
         downwards = self.metric is not None and self.metric.direction == "max"
         return {*titles[: self.keep], *sorted(best, key=lambda title: best[title], reverse=downwards)[: self.keep_best]}
+
+
+def _copied(value: Any, into: Any) -> Any:
+    """The nest `value` with tensors of its own: those of `into` where they fit."""
+    if isinstance(value, Tensor):
+        fits = isinstance(into, Tensor) and (into.shape, into.dtype, into.device) == (
+            value.shape,
+            value.dtype,
+            value.device,
+        )
+        return into.copy_(value.detach()) if fits else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item, into.get(key) if isinstance(into, dict) else None) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        same = into if isinstance(into, list | tuple) and len(into) == len(value) else [None] * len(value)
+        return type(value)(map(_copied, value, same))
+    return value
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -92,8 +92,12 @@ def test_saving_does_not_wait_for_the_disk_and_takes_the_state_of_its_moment(tmp
     live["weights"]["w"].zero_()  # the training goes on
     assert checkpoints.place.titles() == []
     open_disk.set()
+    live["weights"]["w"].fill_(2)
+    checkpoints.save(2, live)  # into the memory of the first, which is on disk by then
     checkpoints.wait()
-    assert torch.equal(load(tmp_path)["weights"]["w"], state(1)["weights"]["w"])
+    first = torch.load(tmp_path / f"{1:012d}" / "state.pt", weights_only=True)
+    assert torch.equal(first["weights"]["w"], state(1)["weights"]["w"])
+    assert torch.equal(load(tmp_path)["weights"]["w"], state(2)["weights"]["w"])
 
 
 @settings(max_examples=40, deadline=None)
