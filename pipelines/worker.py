@@ -82,8 +82,8 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str,
             trainer.run()
         checkpoints.wait()
     except (NonFiniteError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-            raise
+        if isinstance(error, OSError) and (error.errno != errno.ENOSPC or world_size > 1):
+            raise  # the other ranks do not know of it and would wait for this one
         log.add("failed", trainer.num_images, reason=str(error))  # no reason for Ray to restart it
         return
     if trainer.stopped:
@@ -95,7 +95,7 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str,
 def open_checkpoints(run: Run) -> Checkpoints:
     """The run's training states, in its folder or in the store that it names."""
     config, store = run.config, run.info.get("checkpoint_store")
-    place = f"{store.rstrip('/')}/{run.name}" if store else run.folder / "checkpoints"
+    place = f"{store}/{run.name}" if store else run.folder / "checkpoints"
     metric = model_class(config.model).metric
     return Checkpoints(place, config.train.keep_checkpoints, config.train.keep_best_checkpoints, metric)
 
