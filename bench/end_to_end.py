@@ -101,9 +101,9 @@ def bare_steps(root: Path, model: str) -> float:
     torch.set_num_threads(1)
     config = load_params(root / "params.yaml").run(model)
     shards = root / "data/shards/sprites"
-    trainer = Trainer(build_model(config, open_shards(shards).spec), config.train, lambda *_: None)  # type: ignore[arg-type, return-value]
+    trainer = Trainer(build_model(config, open_shards(shards).spec), config.train, lambda *_: None)
     stage = trainer.stages[0]
-    trainer._update_ema = lambda batch_size: None  # type: ignore[method-assign]
+    trainer._update_ema = lambda batch_size: None
     with Loader(shards, trainer.model.batch_keys, stage.image_size, stage.batch_size, seed=0) as loader:
         batches = [trainer._to_device(next(loader)) for _ in range(20)]
     for batch in batches[:5]:
@@ -125,7 +125,7 @@ def saving_step(rounds: int) -> tuple[list[float], float]:
 
         spec = DataSpec("noise", 3, 32, (32,), num_train=64, num_test=0)
         config = load_params(root / "params.yaml").run("dcgan")
-        trainer = Trainer(build_model(config, spec), config.train, lambda *_: None)  # type: ignore[arg-type, return-value]
+        trainer = Trainer(build_model(config, spec), config.train, lambda *_: None)
         checkpoints = Checkpoints(root / "checkpoints", keep=2)
         batch, ratios = {"image": torch.rand(16, 3, 32, 32) * 2 - 1}, []
         for number in range(rounds + 1):

@@ -54,7 +54,7 @@ def _rank(rank: int, num_ranks: int, name: str, folder: str) -> None:
     cls = model_class(name)
     model = cls(cls.Config(**settings), DataSpec("noise", 3, side, (side,), num_train=64, num_test=0))
     config = TrainConfig(num_images=10**9, batch_size=share * num_ranks, precision="fp32", log_every=10**9)
-    trainer = Trainer(model, config, lambda *_: None)  # type: ignore[arg-type, return-value]
+    trainer = Trainer(model, config, lambda *_: None)
     batch = {"image": torch.rand(share, 3, side, side) * 2 - 1}
     gradients = [[torch.zeros_like(p) for p in parameters] for parameters in trainer.parameters.values()]
 

@@ -53,32 +53,32 @@ class Place(Protocol):
         """Removes what a killed writer left half done."""
 
 
-class Folder:
+class _Folder:
     """Checkpoints in a folder, which may be shared by machines."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def titles(self) -> list[str]:  # noqa: D102
+    def titles(self) -> list[str]:
         return sorted((path.name for path in self.folder.glob(TITLE) if path.is_dir()), reverse=True)
 
-    def write(self, title: str, fill: Callable[[Path], None]) -> None:  # noqa: D102
+    def write(self, title: str, fill: Callable[[Path], None]) -> None:
         replace_folder(self.folder / title, fill)
 
-    def manifest(self, title: str) -> dict[str, Any]:  # noqa: D102
+    def manifest(self, title: str) -> dict[str, Any]:
         return json.loads((self.folder / title / MANIFEST).read_text())
 
     @contextmanager
-    def state(self, title: str) -> Iterator[Path]:  # noqa: D102
+    def state(self, title: str) -> Iterator[Path]:
         yield self.folder / title / STATE
 
-    def remove(self, title: str) -> None:  # noqa: D102
+    def remove(self, title: str) -> None:
         doomed = self.folder / f".{title}.old"  # out of sight at once
         with contextlib.suppress(OSError):
             (self.folder / title).rename(doomed)
             shutil.rmtree(doomed)
 
-    def tidy(self) -> None:  # noqa: D102
+    def tidy(self) -> None:
         for rubble in self.folder.glob(f".{TITLE}.*"):
             shutil.rmtree(rubble, ignore_errors=True)
 
@@ -86,13 +86,13 @@ class Folder:
         return str(self.folder)
 
 
-class Store:
+class _Store:
     """Checkpoints behind a URL; every call waits for the store through an outage."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
 
-    def titles(self) -> list[str]:  # noqa: D102
+    def titles(self) -> list[str]:
         fs, top = filesystem(self.url)
         try:
             found = retried(lambda: fs.find(top), self.url)
@@ -101,28 +101,28 @@ class Store:
         names = [path[len(top) :].strip("/").split("/") for path in found]
         return sorted({name[0] for name in names if name[-1] == MANIFEST}, reverse=True)
 
-    def write(self, title: str, fill: Callable[[Path], None]) -> None:  # noqa: D102
+    def write(self, title: str, fill: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="genmodels-") as temporary:
             fill(Path(temporary))
             for name in (STATE, MANIFEST):  # the manifest last: without it there is no checkpoint
                 self._put(Path(temporary) / name, f"{title}/{name}")
 
-    def manifest(self, title: str) -> dict[str, Any]:  # noqa: D102
+    def manifest(self, title: str) -> dict[str, Any]:
         return json.loads(self._call(f"{title}/{MANIFEST}", lambda fs, path: fs.cat_file(path)))
 
     @contextmanager
-    def state(self, title: str) -> Iterator[Path]:  # noqa: D102
+    def state(self, title: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="genmodels-") as temporary:
             file = Path(temporary) / STATE
             self._call(f"{title}/{STATE}", lambda fs, path: fs.get_file(path, str(file)))
             yield file
 
-    def remove(self, title: str) -> None:  # noqa: D102
+    def remove(self, title: str) -> None:
         for name in (MANIFEST, STATE):
             with contextlib.suppress(FileNotFoundError):
                 self._call(f"{title}/{name}", lambda fs, path: fs.rm_file(path))
 
-    def tidy(self) -> None:  # noqa: D102
+    def tidy(self) -> None:
         """Nothing: a state without its manifest is overwritten when training passes there again."""
 
     def _put(self, file: Path, name: str) -> None:
@@ -143,7 +143,7 @@ class Checkpoints:
     """
 
     def __init__(self, place: Path | str, keep: int, keep_best: int = 0, metric: Metric | None = None):
-        self.place: Place = Store(str(place)) if is_url(str(place)) else Folder(Path(place))
+        self.place: Place = _Store(str(place)) if is_url(str(place)) else _Folder(Path(place))
         self.keep, self.keep_best, self.metric = keep, keep_best, metric
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
