@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from genmodels.data.decode import Decoder, Sample, decode_chunk
 from genmodels.data.fields import Record, Reject
 from pipelines import access, reaper
 from pipelines.preflight import check_nodes
-from pipelines.project import UserError
+from pipelines.project import UserError, last_line
 from pipelines.run import Run
+from pipelines.watching import repeating
 
 LOOK_EVERY = 2.0  # seconds between looks for nodes that are about to go
 RESIZE_EVERY = 30.0  # seconds between looks for more workers, where their number may change
@@ -99,7 +100,7 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         with _saving_before_drains(run):
             _beside_main(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        raise UserError(f"run {run.name}: the workers failed: {_cause(error)}") from error
+        raise UserError(f"run {run.name}: the workers failed: {last_line(error)}") from error
 
 
 @contextmanager
@@ -217,31 +218,23 @@ def _beside_main(action: Callable[[], Any]) -> None:
     outcome.result()
 
 
-@contextmanager
-def _saving_before_drains(run: Run) -> Iterator[None]:
+def _saving_before_drains(run: Run) -> AbstractContextManager[None]:
     """Asks for a checkpoint when a node is about to be taken away, as spot machines and autoscalers announce."""
     from ray._private.state import state  # what Ray Train's own watcher reads; it has no public form without a barrier
 
-    over = threading.Event()
+    known: set[str] = set()
 
-    def watch() -> None:
-        known: set[str] = set()
-        while not over.wait(LOOK_EVERY):
-            with suppress(Exception):  # whatever the cluster's store has; it is asked again
-                draining = set(state.get_draining_nodes())
-                if draining - known:
-                    run.ask("save")
-                elif known and run.asked() == "save":
-                    run.ask("")  # so that the next one is heard
-                known = draining
+    def look() -> None:
+        nonlocal known
+        with suppress(Exception):  # whatever the cluster's store has; it is asked again
+            draining = set(state.get_draining_nodes())
+            if draining - known:
+                run.ask("save")
+            elif known and run.asked() == "save":
+                run.ask("")  # so that the next one is heard
+            known = draining
 
-    thread = threading.Thread(target=watch, name="drain-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeating(look, LOOK_EVERY, "drain-watch")
 
 
 def _num_gpus(compute: ComputeConfig) -> int:
@@ -282,9 +275,3 @@ def _local_device(compute: ComputeConfig) -> str:
 
     wanted = torch.cuda.is_available() if compute.use_gpu == "auto" else compute.use_gpu
     return "cuda" if wanted else "cpu"
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of the deepest cause that is worth reading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genmodels.data.shards import open_shards
-from pipelines.project import UserError
+from pipelines.project import UserError, last_line
 
 TIMEOUT = 60.0  # seconds for all nodes to answer
 SHARE = "set compute.storage_path to a folder that all nodes share (NFS)"
@@ -80,7 +80,7 @@ def _faults(ray: Any, nodes: list[dict[str, Any]], subject: Subject) -> Iterator
         except ray.exceptions.RayError as error:
             yield (
                 node,
-                f"cannot run the project ({_last_line(error)}); install it there as cluster.yaml's setup_commands do",
+                f"cannot run the project ({last_line(error)}); install it there as cluster.yaml's setup_commands do",
             )
             continue
         for name, ours in mine.items():
@@ -125,7 +125,7 @@ def _store_faults(url: str, name: str) -> Iterator[str]:
         fs.pipe_file(f"{top}/{name}", b"")
         fs.rm_file(f"{top}/{name}")
     except Exception as error:  # connection libraries raise kinds of their own
-        yield f"cannot write into {url} ({_last_line(error)}); the store's address and keys belong into its environment"
+        yield f"cannot write into {url} ({last_line(error)}); the store's address and keys belong into its environment"
 
 
 def _versions() -> dict[str, str]:
@@ -147,8 +147,3 @@ def _unlike(name: str, theirs: str | None, ours: str) -> str:
             f"the project's code there is another ({theirs}, here {ours}); `ray up --no-restart cluster.yaml` copies it"
         )
     return f"{name} {theirs} there, {ours} here; install requirements.lock on both"
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

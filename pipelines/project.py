@@ -101,5 +101,11 @@ def _outside(error: OSError) -> bool:
     return isinstance(error, Outage) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message, which in Ray's is the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 class UserError(Exception):
     """Something outside the program has to change; the message is one line that says what."""

@@ -6,10 +6,8 @@ import dataclasses
 import errno
 import hashlib
 import socket
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from genmodels.metrics.judge import Judge
 from genmodels.model import GenerativeModel, Progress, Stage, model_class
 from genmodels.trainer import SAVE, STOP, Hooks, NonFiniteError, Trainer
 from pipelines.run import EventLog, Run
+from pipelines.watching import repeating
 
 LISTEN_EVERY = 0.5  # seconds between looks at what the driver asks for
 NUM_GRID = 64  # images of a sample grid, always of the same latents
@@ -107,27 +106,18 @@ def _resume(trainer: Trainer, checkpoints: Checkpoints | None) -> None:
         trainer.load_state(state)
 
 
-@contextmanager
-def _listening(run: Run, trainer: Trainer) -> Iterator[None]:
+def _listening(run: Run, trainer: Trainer) -> AbstractContextManager[None]:
     """Hands what the driver asks for to the trainer, within a second."""
-    wishes, over = {"save": SAVE, "stop": STOP}, threading.Event()
+    wishes, heard = {"save": SAVE, "stop": STOP}, ""
 
     def listen() -> None:
-        heard = ""
-        while not over.wait(LISTEN_EVERY):
-            with suppress(OSError):  # a shared folder that is away for a moment
-                word, heard_before = run.asked(), heard
-                heard = word
-                if word != heard_before and word in wishes:
-                    trainer.ask(wishes[word])
+        nonlocal heard
+        with suppress(OSError):  # a shared folder that is away for a moment
+            before, heard = heard, run.asked()
+            if heard != before and heard in wishes:
+                trainer.ask(wishes[heard])
 
-    thread = threading.Thread(target=listen, name="listener", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeating(listen, LISTEN_EVERY, "listener")
 
 
 def weights_digest(trainer: Trainer) -> str:

@@ -3,6 +3,9 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -43,18 +46,25 @@ def test_a_nan_stops_the_training_by_name_and_it_is_never_champion(phase, chaos_
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_parameter_is_told_within_two_seconds_of_work(wrong, words, chaos_project, table):
-    """Of processor time, which other processes on the machine do not change."""
+def test_a_wrong_parameter_is_told_within_two_seconds_of_torch(wrong, words, chaos_project, table):
+    """Two of the processor's seconds beyond `import torch`, which alone may take two on a slow machine."""
     key, value = wrong.split("=")
     training = Training(chaos_project, "wrong", SHORT, 0, settings={key: value})
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = training.refused()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    torch = processor_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
+    lines: list[str] = []
+    seconds = processor_seconds(lambda: lines.append(training.refused()))
     table(19, wrong, "params", detected=seconds)
-    assert all(word in line for word in words), line
-    assert seconds <= 3 * 2  # three times what it may take, since a shared machine computes more slowly
+    assert all(word in lines[0] for word in words), lines
+    assert seconds - torch <= 2
     assert not training.folder.exists()
+
+
+def processor_seconds(action: Callable[[], object]) -> float:
+    """What the children of this process took meanwhile; other processes on the machine do not change it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    action()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_run(chaos_project, table, reference):
