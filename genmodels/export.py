@@ -49,9 +49,11 @@ class Sampler:
         cond: tensors [K, ...] as `encode_condition` makes them, used in turn; None: the held-out conditions that were
         exported with the model, where it needs any.
         """
-        return self.decode(
-            self.latents(num, seed), self.conditions_for(num, seed) if cond is None else turns(cond, num)
-        )
+        return self.decode(*self.inputs(num, seed, cond))
+
+    def inputs(self, num: int, seed: int = 0, cond: Batch | None = None) -> tuple[Tensor, Batch]:
+        """Latents and conditions [num, ...] of the images that `sample` makes."""
+        return self.latents(num, seed), self.conditions_for(num, seed) if cond is None else turns(cond, num)
 
     def conditions_for(self, num: int, seed: int = 0) -> Batch:
         """The exported conditions [num, ...] in turn; the seed says with which to begin."""

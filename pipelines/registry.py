@@ -92,8 +92,29 @@ def _wins(client: Any, name: str, alias: str, number: int, score: float | None, 
     return holder.tags.get("protocol") != protocol or metric.better(score, held)
 
 
+def load(reference: str, device: str = "cpu") -> export.Sampler:
+    """A registered model, ready to sample: `load("models:/progan@champion").sample(16, seed=0)`.
+
+    reference: NAME@ALIAS, NAME/VERSION, an MLflow run id, or a sampling folder; UserError with the choices.
+    """
+    return export.load(find(reference), device)
+
+
+def version(reference: str) -> str:
+    """NAME/VERSION that NAME@ALIAS points at now; other references as they are."""
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    if not at or Path(reference).is_dir():
+        return reference
+    mlflow = connected()
+    try:
+        return f"{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+    except mlflow.exceptions.MlflowException as error:
+        raise _unknown(reference, error) from None
+
+
 def find(reference: str) -> Path:
-    """The sampling folder of NAME@ALIAS, NAME/VERSION, an MLflow run id, or a folder; UserError with the choices."""
+    """The sampling folder of what `load` takes."""
+    reference = reference.removeprefix("models:/")
     if Path(reference).is_dir():
         return Path(reference)
     mlflow = connected()
@@ -112,11 +133,15 @@ def find(reference: str) -> Path:
         else:
             raise UserError(f"{reference!r} is no folder, run id, NAME@ALIAS or NAME/VERSION{_choices(mlflow)}")
     except MlflowException as error:
-        raise UserError(f"{reference!r} not found in {uri()}: {str(error).splitlines()[0]}{_choices(mlflow)}") from None
+        raise _unknown(reference, error) from None
     found = next(path.glob("artifacts/*/config.json"), None)  # MLflow keeps the name that the folder had
     if found is None:
         raise UserError(f"{reference!r} holds no sampling folder; was it registered by another program?")
     return found.parent
+
+
+def _unknown(reference: str, error: Exception) -> UserError:
+    return UserError(f"{reference!r} not found in {uri()}: {str(error).splitlines()[0]}{_choices(connected())}")
 
 
 def _choices(mlflow: Any) -> str:

@@ -7,6 +7,7 @@ python pipelines/sample.py --model cyclegan@champion --source photographs/ --out
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genmodels.data.fields import DataSpec
+
+_decoding = threading.Lock()  # Pillow's limits, which `decode` sets, are global
 
 STEPS = 10  # images of one interpolation or traversal
 
@@ -50,7 +53,7 @@ def main(
     sampler = export.load(registry.find(model), device)
     given: dict[str, Any] = {"label": label, "caption": caption, "direction": direction, "attributes": attributes}
     for key, path in (("source", source), ("patches", patches)):
-        given[key] = None if path is None else read_images(path, sampler.model.data)
+        given[key] = None if path is None else read_images(files_of(path), sampler.model.data)
     given = {key: value for key, value in given.items() if value is not None}
     cond = sampler.model.encode_condition(**given) if given else None
     columns = STEPS if interpolate or traverse else None
@@ -71,8 +74,20 @@ def main(
         print(f"{len(pictures.save_each(images, each))} images in {each}")
 
 
-def read_images(path: Path, spec: DataSpec) -> Tensor:
-    """A file, or a folder's image files in order of name, as the model's data were read: [N, C, S, S] in [-1, 1]."""
+def files_of(path: Path) -> list[tuple[str, bytes]]:
+    """A file, or a folder's files in order of name, each with its content."""
+    try:
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        contents = [(str(file), file.read_bytes()) for file in files]
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+    if not contents:
+        raise UserError(f"{path} holds no images")
+    return contents
+
+
+def read_images(files: list[tuple[str, bytes]], spec: DataSpec) -> Tensor:
+    """Image files, (name, content), as the model's data were read: [N, C, S, S] in [-1, 1]."""
     import numpy as np
     import torch
 
@@ -81,17 +96,15 @@ def read_images(path: Path, spec: DataSpec) -> Tensor:
     from genmodels.trainer import to_float
 
     if spec.channels == 2:
-        raise UserError(f"{path}: the model's data are points, which no image file holds")
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    config = DatasetConfig(source=str(path), image_size=spec.image_size, channels=spec.channels)
+        raise UserError(f"{files[0][0]}: the model's data are points, which no image file holds")
+    config = DatasetConfig(source="files", image_size=spec.image_size, channels=spec.channels)
     pixels = []
-    for file in files:
+    for name, content in files:
         try:
-            pixels.append(decode(file.read_bytes(), config))
-        except (Rejected, OSError) as error:
-            raise UserError(f"{file}: {error}") from None
-    if not pixels:
-        raise UserError(f"{path} holds no images")
+            with _decoding:
+                pixels.append(decode(content, config))
+        except Rejected as error:
+            raise UserError(f"{name}: {error}") from None
     return to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
 
 

@@ -3,18 +3,20 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from archives import Images, noise, png
 from hypothesis import HealthCheck, settings
+from PIL import Image
 from swift_server import SwiftServer
 
-from genmodels.config import DatasetConfig
+from genmodels.config import DatasetConfig, load_params
 from genmodels.data import remote
 from genmodels.data.fields import DataSpec
 from genmodels.data.prepare import prepare
@@ -155,3 +157,26 @@ def cifar_images() -> tuple[Images, Images, list[int]]:
 @pytest.fixture
 def tar_images() -> list[bytes]:
     return [png(image) for image in noise(12, 8, 8, 3)]
+
+
+@pytest.fixture(scope="module")
+def exported(project: Project, sprites_data: Prepared, tmp_path_factory) -> Callable[[str], Path]:
+    """By model name, the sampling folder of an untrained model."""
+    from exports import export_untrained
+
+    def make(name: str) -> Path:
+        config = load_params(project.root / "params.yaml").run(name)
+        return export_untrained(config, sprites_data, tmp_path_factory.mktemp(name) / "export")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Six pictures of unlike sizes and modes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i, mode in enumerate(["RGB", "L", "RGBA", "RGB", "P", "RGB"]):
+        pixels = random.integers(0, 256, (20 + 4 * i, 30, 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+    return folder

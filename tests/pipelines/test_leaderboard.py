@@ -4,33 +4,21 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from commands import refused, succeed
-from conftest import TINY_MODELS
+from exports import register_vae
 
-from genmodels import export
-from genmodels.model import Progress, Stage, model_class
-from pipelines import leaderboard, registry
-
-
-def registered(folder, spec, seed: int, score: float | None, protocol: str = "p1", **tags: str) -> int:
-    """A version of an untrained VAE; its number."""
-    torch.manual_seed(seed)
-    cls = model_class("vae")
-    model = cls(cls.Config(**TINY_MODELS["vae"]), spec)
-    export.save(folder / f"{seed}-{protocol}", model, Progress(1, 64, Stage("train", 64, 16, 16), 1.0))
-    return registry.register(folder / f"{seed}-{protocol}", None, score, protocol, tags)[0]
+from pipelines import leaderboard
 
 
 @pytest.fixture(scope="module")
 def versions(project, sprites_data, tmp_path_factory) -> dict[str, int]:
-    folder, spec = tmp_path_factory.mktemp("exports"), sprites_data.spec
+    folder = tmp_path_factory.mktemp("exports")
     return {
-        "good": registered(folder, spec, 1, 50.0, proofs="3 of 3 shown", run="a"),
-        "unproved": registered(folder, spec, 2, 10.0, proofs="2 of 3 shown", run="<b>"),
-        "better": registered(folder, spec, 3, 40.0, run="c"),
-        "lost": registered(folder, spec, 4, float("nan"), run="d"),
-        "other": registered(folder, spec, 5, 1.0, "p2", run="e"),
+        "good": register_vae(folder, sprites_data, 1, 50.0, proofs="3 of 3 shown", run="a"),
+        "unproved": register_vae(folder, sprites_data, 2, 10.0, proofs="2 of 3 shown", run="<b>"),
+        "better": register_vae(folder, sprites_data, 3, 40.0, run="c"),
+        "lost": register_vae(folder, sprites_data, 4, float("nan"), run="d"),
+        "other": register_vae(folder, sprites_data, 5, 1.0, "p2", run="e"),
     }
 
 

@@ -2,47 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from commands import refused, succeed
-from conftest import Prepared, Project
 from PIL import Image
 
 from genmodels import export
-from genmodels.config import load_params
-from genmodels.metrics.judge import Judge
-from genmodels.model import Progress
 from pipelines import sample
-from pipelines.worker import build_model
-
-
-@pytest.fixture(scope="module")
-def exported(project: Project, sprites_data: Prepared, tmp_path_factory):
-    """By model name, a sampling folder."""
-
-    def make(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name) / "export"
-        config = load_params(project.root / "params.yaml").run(name)
-        model = build_model(config, sprites_data.spec)
-        judge = Judge(sprites_data.folder, sprites_data.spec, config, Path("none"))
-        progress = Progress(0, 0, model.stages(256, 16)[-1], 1.0)
-        export.save(folder, model, progress, conditions=judge.conditions(model, 16))
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Six pictures of unlike sizes and modes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    noise = np.random.default_rng(0)
-    for i, mode in enumerate(["RGB", "L", "RGBA", "RGB", "P", "RGB"]):
-        pixels = noise.integers(0, 256, (20 + 4 * i, 30, 3), np.uint8)
-        Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
-    return folder
-
 
 ASKED = {  # what is asked -> how many pictures come, and how often one is as wide as the model's
     ("gan",): (64, 1),
