@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -163,7 +164,10 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
         raise ExportError(f"{weights}: sha256 differs from config.json; the file was altered or is damaged")
     cls = model_class(config["model"])
     model = cls(cls.Config(**config["settings"]), DataSpec.from_json(config["data"]))
-    tensors = safetensors.torch.load_file(weights)
+    try:
+        tensors = safetensors.torch.load_file(weights)
+    except safetensors.SafetensorError as error:
+        raise ExportError(f"{weights} is no safetensors file: {error}") from None
     for name in list(model._modules):
         if own := _below(name, tensors):
             getattr(model, name).load_state_dict(own)

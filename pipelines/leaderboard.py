@@ -48,7 +48,7 @@ def main(
 
 def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """The registered versions, best first, by (model, data set, protocol); UserError where there are none."""
-    from genmodels.model import model_class
+    from pipelines.champion import standing
     from pipelines.tracking import connected
 
     client = connected().MlflowClient()
@@ -64,19 +64,13 @@ def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[st
             "version": int(version.version),
             "score": float(tags.get("score", math.nan)),
             "aliases": sorted(named),
+            "standing": standing(version.name, tags),
         }
         row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sha256")}
         tables[version.name, tags.get("dataset", ""), tags.get("protocol", "")].append(row)
-    for (name, _, _), rows in tables.items():
-        sign = 1 if model_class(name).metric.direction == "min" else -1
-        rows.sort(key=lambda row: (not math.isfinite(row["score"]), not _all_shown(row), sign * row["score"]))
+    for rows in tables.values():
+        rows.sort(key=lambda row: (row.pop("standing"), row["version"]))
     return dict(sorted(tables.items()))
-
-
-def _all_shown(row: dict[str, Any]) -> bool:
-    """Whether no proof failed; what was not evaluated has not failed."""
-    shown, _, rest = (row["proofs"] or "").partition(" of ")
-    return shown == rest.split(" ")[0]
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

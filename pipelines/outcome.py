@@ -16,21 +16,7 @@ def finish(run: Run, tracker: Any) -> Event:
     """Registers the best weights where that is wanted, and says what came out."""
     from mlflow.exceptions import MlflowException
 
-    from genmodels import export
-    from genmodels.metrics.evaluate import Protocol
-
-    events = run.events()
-    final = next(event for event in reversed(events) if event["type"] == "finished")
-    summary: Event = {"run": run.name, "weights_sha256": final["weights"], "images": final["num_images"]}
-    best = run.folder / "best"
-    if not best.is_dir():
-        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
-    shown = export.read_config(best)["progress"]["num_images"]
-    snapshot = next(e for e in reversed(events) if e["type"] == "snapshot" and e["num_images"] == shown)
-    rates = [event["values"]["images_per_second"] for event in events if event["type"] == "log"]
-    summary |= {"score": snapshot["score"], "best_at": shown, "images_per_second": sorted(rates)[len(rates) // 2]}
-    protocol = Protocol(**snapshot["protocol"]).digest
-    summary |= {"protocol": protocol}
+    summary = summarize(run)
     error = tracker.error if tracker.behind else None
     if run.info["registered"] and not tracker.behind:
         try:
@@ -45,14 +31,46 @@ def finish(run: Run, tracker: Any) -> Event:
     return summary
 
 
+def summarize(run: Run) -> Event:
+    """What became of a run that nobody holds: how it ended, its best snapshot's score; UserError where it has none."""
+    from genmodels import export
+    from genmodels.metrics.evaluate import Protocol
+
+    best = run.folder / "best"
+    if not best.is_dir():
+        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
+    events, shown = run.events(), export.read_config(best)["progress"]["num_images"]
+    snapshot = next(e for e in reversed(events) if e["type"] == "snapshot" and e["num_images"] == shown)
+    rates = sorted(event["values"]["images_per_second"] for event in events if event["type"] == "log")
+    return {
+        "run": run.name,
+        "weights_sha256": events[-1].get("weights"),  # of the end, which only a finished training has
+        "images": events[-1]["num_images"],
+        "ended": ended(events, run.config.train.num_images),
+        "score": snapshot["score"],
+        "best_at": shown,
+        "images_per_second": rates[len(rates) // 2],
+        "protocol": Protocol(**snapshot["protocol"]).digest,
+    }
+
+
+def ended(events: list[Event], planned: int) -> str:
+    """How a training ended, in words."""
+    last = events[-1]
+    if last["type"] == "finished":
+        return "finished"
+    shown = f"after {last['num_images']:,} of {planned:,} images"
+    return f"failed {shown}: {last['reason']}" if last["type"] == "failed" else f"ended {shown}"
+
+
 def register(run: Run, summary: Event) -> Event:
     """Makes a finished run's best weights a version; what that adds to its summary."""
     from pipelines import registry
 
-    run_id, tags = run.info["mlflow_run_id"], {"run": run.name, **run.info["tags"]}
+    run_id, tags = run.info["mlflow_run_id"], {"run": run.name, "ended": summary["ended"], **run.info["tags"]}
     version, champion = registry.register(run.folder / "best", run_id, summary["score"], summary["protocol"], tags)
     print(f"registered {run.config.model} version {version}{', the champion' if champion else ''}")
-    return {"mlflow_run_id": run_id, "version": version}
+    return {"mlflow_run_id": run_id, "version": version, "champion": champion}
 
 
 def publish(run: Run, summary: Event, out: Path) -> None:

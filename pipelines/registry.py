@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels import export
-from genmodels.model import Metric, model_class
+from pipelines import champion
 from pipelines.project import UserError
 from pipelines.tracking import connected, exclusive, experiment_id, uri
 
@@ -18,31 +17,26 @@ from pipelines.tracking import connected, exclusive, experiment_id, uri
 def register(
     folder: Path, run_id: str | None, score: float | None, protocol: str, tags: dict[str, str], evidence: str = ""
 ) -> tuple[int, bool]:
-    """Registers a sampling folder as a version of its model, once per weights; (version, whether it became champion).
+    """Registers a sampling folder as a version of its model, once per weights; (version, whether it is the champion).
 
-    The best by the model's declared metric gets alias `champion`; scores of unlike protocols are not compared:
-    there the newer protocol's version takes over, and `champion-<data set>` stays with the best of each data set.
-    The version's description is the model card, followed by `evidence` (Markdown).
+    Aliases `champion` and `champion-<data set>` go to the best version of this protocol: scores of unlike protocols
+    are not compared. The version's description is the model card, followed by `evidence` (Markdown).
     """
     mlflow = connected()
-    client, sampler = mlflow.MlflowClient(), export.load(folder)
-    name, sha256 = sampler.info["model"], sampler.info["sha256"]
-    dataset = sampler.info["data"]["name"]
+    client, config = mlflow.MlflowClient(), export.load(folder).info
+    name, dataset = config["model"], config["data"]["name"]
     with exclusive(f"register-{name}"):
-        number = _version_of(client, name, sha256)
+        number = _version_of(client, name, config["sha256"])
         if number is None:
-            number = _new_version(mlflow, folder, name, run_id, sha256)
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        client.update_model_version(name, str(number), description=f"{card}\n{evidence}")
-        values = {"sha256": sha256, "protocol": protocol, "dataset": dataset, **tags}
+            number = _new_version(mlflow, folder, name, run_id, config["sha256"])
+        client.update_model_version(name, str(number), description=f"{export.model_card(config)}\n{evidence}")
+        values = {"sha256": config["sha256"], "protocol": protocol, "dataset": dataset, **tags}
         if score is not None:
             values["score"] = repr(score)
         for key, value in values.items():
             client.set_model_version_tag(name, str(number), key, value)
-        for alias in (f"champion-{dataset}", "champion"):
-            if _wins(client, name, alias, number, score, protocol):
-                client.set_registered_model_alias(name, alias, str(number))
-        return number, int(client.get_model_version_by_alias(name, "champion").version) == number
+        champion.crown(client, name, dataset, protocol)
+        return number, str(client.get_registered_model(name).aliases.get(champion.ALIAS)) == str(number)
 
 
 def _version_of(client: Any, name: str, sha256: str) -> int | None:
@@ -78,18 +72,15 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha25
     return int(created.version)
 
 
-def _wins(client: Any, name: str, alias: str, number: int, score: float | None, protocol: str) -> bool:
-    from mlflow.exceptions import MlflowException
+def of_run(run_id: str) -> tuple[str, int] | None:
+    """Model and version that came of an MLflow run."""
+    versions = connected().MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    return (versions[0].name, int(versions[0].version)) if versions else None
 
-    try:
-        holder = client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return True
-    if int(holder.version) == number or score is None or not math.isfinite(score):
-        return False
-    metric: Metric = model_class(name).metric
-    held = float(holder.tags["score"]) if "score" in holder.tags else None
-    return holder.tags.get("protocol") != protocol or metric.better(score, held)
+
+def choose(name: str, number: int, alias: str, force: bool) -> None:
+    """Gives an alias to a version because a person says so."""
+    champion.choose(connected().MlflowClient(), name, number, alias, force)
 
 
 def load(reference: str, device: str = "cpu") -> export.Sampler:
