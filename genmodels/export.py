@@ -44,6 +44,15 @@ class Sampler:
         self.conditions = conditions or {}
         self.nets = [getattr(model, name) for name in model.ema_nets]
 
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
+        """The same as `load`."""
+        return load(folder, device)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes the sampling folder again, with the same weights' sha256."""
+        save(Path(folder), self.model, self.progress, self.info["info"], self.conditions)
+
     def sample(self, num: int, seed: int = 0, cond: Batch | None = None) -> Tensor:
         """Images [num, C, H, W] in [-1, 1] on the CPU; image i is a function of (seed, i, cond) alone.
 

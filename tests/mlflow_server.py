@@ -17,20 +17,25 @@ from pipelines.run import Run
 class Server:
     """A real `mlflow server` that can be killed and started again on its port and store."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, store: str | None = None, artifacts: str | None = None):
+        self.store, self.artifacts = store or f"sqlite:///{folder}/store.db", artifacts or str(folder / "artifacts")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.folder, self.process = folder, None
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/store.db", "--workers", "1"]
-        artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
+        store = ["--backend-store-uri", self.store, "--workers", "1"]
+        artifacts = ["--artifacts-destination", self.artifacts]
         place = ["--host", "127.0.0.1", "--port", str(self.port)]
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", *store, *artifacts, *place],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env={
+                    **os.environ,
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                    "MLFLOW_S3_ENDPOINT_URL": os.environ.get("AWS_ENDPOINT_URL", ""),
+                },
                 stdout=log,
                 stderr=log,
             )

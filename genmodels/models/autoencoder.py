@@ -40,6 +40,7 @@ class CodeEncoder(Encoder):
 
     first: Tensor
     second: Tensor
+    axes: Tensor  # [Z, Z], the shortest first
 
     def __init__(self, channels: int, image_size: int, width: int, latent_dim: int):
         super().__init__(channels, image_size, width, latent_dim)
@@ -55,12 +56,18 @@ class CodeEncoder(Encoder):
             self.second.lerp_(noted.T @ noted / len(noted), MOMENTUM)
         return codes
 
+    def train(self, mode: bool = True) -> CodeEncoder:
+        """Towards sampling, the moments become the axes of the Gaussian that `draw` draws from."""
+        super().train(mode)
+        if not mode:
+            mean = self.first.double()
+            variances, axes = torch.linalg.eigh(self.second.double() - torch.outer(mean, mean))
+            self.axes = variances.clamp(min=0).sqrt()[:, None] * axes.T  # running moments may give slightly below 0
+        return self
+
     def draw(self, normal: Tensor) -> Tensor:
         """Draws [N, Z] of N(0, I) -> codes of the fitted Gaussian, coordinate 0 along its longest axis."""
-        mean = self.first.double()
-        variances, axes = torch.linalg.eigh(self.second.double() - torch.outer(mean, mean))
-        scaled = normal.flip(1).double() * variances.clamp(min=0).sqrt()  # running moments may give slightly below 0
-        return (mean + scaled @ axes.T).to(normal.dtype)
+        return (self.first.double() + normal.flip(1).double() @ self.axes).to(normal.dtype)
 
 
 class Autoencoder(ReconstructingModel):

@@ -19,7 +19,7 @@ def encoder_of(mean: Tensor, covariance: Tensor) -> CodeEncoder:
     encoder = CodeEncoder(3, 8, 2, len(mean))
     encoder.first.copy_(mean)
     encoder.second.copy_(covariance + torch.outer(mean, mean))
-    return encoder
+    return encoder.eval()
 
 
 def test_draws_have_the_codes_mean_and_covariance_longest_axis_first():
