@@ -115,7 +115,7 @@ def _orphans(folder: Path) -> Iterator[Finding]:
     """MLflow runs that are RUNNING for a run folder that is gone, or that another MLflow run stands for."""
     from pipelines.leftovers import Finding
     from pipelines.run import Run
-    from pipelines.tracking import connected, known_experiment
+    from pipelines.tracking import connected, end, known_experiment
 
     if (experiment := known_experiment()) is None:
         return
@@ -125,7 +125,7 @@ def _orphans(folder: Path) -> Iterator[Finding]:
         known = Run(place).info["mlflow_run_id"] if (place / "run.json").is_file() else None
         if place.parent == folder and known != run_id:
             what = f"MLflow run {run_id} is RUNNING, its folder is gone"
-            yield Finding(what, place, "marks it KILLED", partial(client.set_terminated, run_id, "KILLED"))
+            yield Finding(what, place, "marks it KILLED", partial(end, run_id, "KILLED"))
 
 
 def _fail(error: Exception) -> Any:

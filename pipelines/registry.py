@@ -29,7 +29,10 @@ def register(
         number = _version_of(client, name, config["sha256"])
         if number is None:
             number = _new_version(mlflow, folder, name, run_id, config["sha256"])
-        client.update_model_version(name, str(number), description=f"{export.model_card(config)}\n{evidence}")
+        card = f"{export.model_card(config)}\n{evidence}"
+        client.update_model_version(name, str(number), description=card)
+        if run_id:
+            client.set_tag(run_id, "mlflow.note.content", card)
         values = {"sha256": config["sha256"], "protocol": protocol, "dataset": dataset, **tags}
         if score is not None:
             values["score"] = repr(score)

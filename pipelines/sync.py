@@ -55,7 +55,7 @@ def synced(run: Run) -> list[str]:
 
 def _synced(run: Run) -> list[str]:
     from pipelines import outcome
-    from pipelines.tracking import Tracker, connected
+    from pipelines.tracking import Tracker, connected, end
 
     info, done = run.info, []
     tracker = Tracker(run, info.get("described", info["config"]), info.get("tags", {}), live=False)
@@ -65,7 +65,7 @@ def _synced(run: Run) -> list[str]:
         run.update(status="killed")
     status, run_id, client = ended(info), run.info["mlflow_run_id"], connected().MlflowClient()
     if client.get_run(run_id).info.status != status:
-        client.set_terminated(run_id, status, int(run.events()[-1]["time"] * 1000))
+        end(run_id, status, int(run.events()[-1]["time"] * 1000))
         done.append(f"marked {status}")
     if lacks_version(info):
         result = {**info["result"], **outcome.register(run, info["result"])}

@@ -98,7 +98,7 @@ class Tracker:
             run_id = self.run.info["mlflow_run_id"]
             if run_id and not self.behind:
                 try:
-                    connected().MlflowClient().set_terminated(run_id, status)
+                    end(run_id, status)
                 except Exception as error:  # gone since; `pipelines/sync.py` says how the run ended
                     self.error, self.behind = error, True
         return not self.behind
@@ -138,6 +138,9 @@ class Tracker:
             client.log_batch(run_id, metrics=batch)
         for event in fresh:
             self._sent[event["type"]] = event["num_images"]
+        stage = next((event["stage"] for event in reversed(fresh) if event["type"] == "snapshot"), None)
+        if stage:
+            client.set_tag(run_id, "stage", stage)
         self._offset = offset
         return sum(map(len, batches)) + len(pictured)
 
@@ -170,10 +173,18 @@ class Tracker:
 
     def _begin(self, client: Any, run_id: str) -> None:
         client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, "status", "running")
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         self._monitor = SystemMetricsMonitor(run_id, resume_logging=True)
         self._monitor.start()
+
+
+def end(run_id: str, status: str, end_time: int | None = None) -> None:
+    """Says how a run ended; end_time in milliseconds, or now."""
+    client = connected().MlflowClient()
+    client.set_terminated(run_id, status, end_time)
+    client.set_tag(run_id, "status", status.lower())
 
 
 def _batches(events: list[Event]) -> Iterator[list[Any]]:
@@ -224,6 +235,7 @@ def git_tags() -> dict[str, str]:
 
     try:
         return {
+            "mlflow.source.type": "LOCAL",  # without it the UI hides the commit
             "mlflow.source.git.commit": git("rev-parse", "HEAD"),
             "git_dirty": str(bool(git("status", "--porcelain", "--", ".", ":!dvc.lock"))),
         }

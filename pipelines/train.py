@@ -176,7 +176,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, folder, spec, config.evaluation, cache)
         tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
-        tags |= {"folder": str(run.folder)}
+        tags |= {"folder": str(run.folder), "mlflow.source.name": command_line()}
         described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
         run.update(described=described, tags=tags, registered=registered, command=command_line())
         print(f"run {run.name} in {run.folder}", flush=True)

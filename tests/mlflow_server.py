@@ -72,9 +72,9 @@ def assert_all_arrived_once(run: Run) -> None:
     logs = [event for event in run.events() if event["type"] == "log"]
     for name in (name for name, value in logs[0]["values"].items() if isinstance(value, float)):
         points = client().get_metric_history(run_id, name)
-        assert sorted((point.step, point.value) for point in points) == [
-            (event["num_images"], event["values"][name]) for event in logs if name in event["values"]
-        ]
+        arrived = sorted((point.step, point.value) for point in points)
+        noted = [(event["num_images"], event["values"][name]) for event in logs if name in event["values"]]
+        assert arrived == noted, f"{name}: {arrived}, not {noted}"
     snapshots = [event["num_images"] for event in run.events() if event["type"] == "snapshot"]
     assert sorted(point.step for point in client().get_metric_history(run_id, "score")) == snapshots
     pictures = [file.path for file in client().list_artifacts(run_id, "images") if file.path.endswith(".png")]

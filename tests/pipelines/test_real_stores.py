@@ -17,9 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.cluster]
 def store(bucket, tmp_path_factory):
     """A tracking server over both, that this process and its children use."""
     folder = tmp_path_factory.mktemp("stores")
-    folder.parent.chmod(0o755)
-    folder.chmod(0o755)
-    postgres = Postgres(folder / "postgres")
+    postgres = Postgres()
     postgres.start()
     server = Server(folder, postgres.url, f"{bucket}/artifacts")
     server.start()

@@ -187,6 +187,13 @@ def test_the_best_weights_are_registered_as_champion(vae, project):
     assert client().get_model_version_by_alias("vae", "champion-sprites").version == version.version
 
 
+def test_a_run_says_what_it_is_how_it_ended_and_what_became_of_it(vae, project):
+    stored = client().get_run(vae.info["mlflow_run_id"])
+    wanted = {"model": "vae", "dataset": "sprites", "stage": "train", "status": "finished"}
+    assert wanted.items() <= stored.data.tags.items()
+    assert stored.data.tags["mlflow.note.content"].startswith("# vae on sprites")
+
+
 def test_what_goes_out_is_the_export_its_curves_and_a_summary(vae, project):
     out = project.root / "data/models/vae"
     summary = json.loads((out / "run.json").read_text())
