@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.system, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")
-def store(bucket, tmp_path_factory):
+def store(project, bucket, tmp_path_factory):
     """A tracking server over both, that this process and its children use."""
     folder = tmp_path_factory.mktemp("stores")
     postgres = Postgres()
