@@ -1,9 +1,11 @@
 """A registered version under MLflow's own tools."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +38,8 @@ def test_mlflow_loads_it_and_predicts_images(version):
 def test_mlflow_serves_it(version, project, tmp_path):
     (port,) = free_ports(1)
     options = ["--model-uri", "models:/vae@champion", "--env-manager", "local", "--port", str(port)]
-    environment = project.environment | {"MLFLOW_TRACKING_URI": tracking.uri()}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts `uvicorn`
+    environment = project.environment | {"MLFLOW_TRACKING_URI": tracking.uri(), "PATH": path}
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "models", "serve", *options], env=environment, stdout=log, stderr=log
