@@ -75,7 +75,7 @@ class Dimension(Strict):
         low, high = self.values
         if self.kind == "int":
             return source.suggest_int(name, low, high)
-        return source.suggest_float(name, low, high, log=self.is_log)
+        return self.clipped(source.suggest_float(name, low, high, log=self.is_log))
 
     def drawn(self, value: Any) -> Any:
         """What `draw` must have been suggested for a value; None for one outside."""
@@ -95,11 +95,11 @@ class Dimension(Strict):
         return list(dict.fromkeys(round(value) for value in spaced)) if self.kind == "int" else spaced
 
     def clipped(self, value: Any) -> Any:
-        """A value brought into the range; a choice as it is."""
+        """A value brought into the range, of four digits, which people can copy; a choice as it is."""
         if self.kind == "choice":
             return value
-        inside = min(max(value, self.values[0]), self.values[1])
-        return round(inside) if self.kind == "int" else inside
+        rounded = round(value) if self.kind == "int" else float(f"{value:.4g}")
+        return min(max(rounded, self.values[0]), self.values[1])
 
 
 Space = dict[str, Dimension]

@@ -16,12 +16,19 @@ from pipelines.tracking import connected, exclusive, experiment_id, uri
 
 
 def register(
-    folder: Path, run_id: str | None, score: float | None, protocol: str, tags: dict[str, str], evidence: str = ""
+    folder: Path,
+    run_id: str | None,
+    score: float | None,
+    protocol: str,
+    tags: dict[str, str],
+    evidence: str = "",
+    contend: bool = True,
 ) -> tuple[int, bool]:
     """Registers a sampling folder as a version of its model, once per weights; (version, whether it became champion).
 
     The best by the model's declared metric gets alias `champion`; scores of unlike protocols are not compared:
     there the newer protocol's version takes over, and `champion-<data set>` stays with the best of each data set.
+    One that does not `contend` gets no alias.
     The version's description is the model card, followed by `evidence` (Markdown).
     """
     mlflow = connected()
@@ -39,10 +46,11 @@ def register(
             values["score"] = repr(score)
         for key, value in values.items():
             client.set_model_version_tag(name, str(number), key, value)
-        for alias in (f"champion-{dataset}", "champion"):
+        for alias in (f"champion-{dataset}", "champion") if contend else ():
             if _wins(client, name, alias, number, score, protocol):
                 client.set_registered_model_alias(name, alias, str(number))
-        return number, int(client.get_model_version_by_alias(name, "champion").version) == number
+        aliases = client.get_registered_model(name).aliases
+        return number, aliases.get("champion") == str(number)
 
 
 def _version_of(client: Any, name: str, sha256: str) -> int | None:
