@@ -65,7 +65,7 @@ def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[st
             "score": float(tags.get("score", math.nan)),
             "aliases": sorted(named),
         }
-        row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sha256")}
+        row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sweep", "sha256")}
         tables[version.name, tags.get("dataset", ""), tags.get("protocol", "")].append(row)
     for (name, _, _), rows in tables.items():
         sign = 1 if model_class(name).metric.direction == "min" else -1

@@ -13,6 +13,7 @@ from pipelines.run import owned
 from pipelines.sweep import ENDED, REDUCTION, Trial
 
 Report = dict[str, Any]
+RUNG_STATES = "rungs"  # where a trial of PBT leaves its state at each rung
 
 
 def advance(trial: Trial, rung: int, device: str) -> Report:
@@ -28,7 +29,7 @@ def advance(trial: Trial, rung: int, device: str) -> Report:
         if info["status"] in ENDED:
             return _report(rung, trial, done=True)
         try:
-            _train(trial, None if last else info["rungs"][rung], device)
+            _train(trial, rung, None if last else info["rungs"][rung], device)
         except Exception as error:  # a crash, no memory, lost workers: the trial is the worst, the sweep goes on
             _free(device)
             return _failed(rung, f"{type(error).__name__}: {last_line(error)}")
@@ -44,31 +45,22 @@ def advance(trial: Trial, rung: int, device: str) -> Report:
     return _report(rung + 1, trial, done=last or ended, score=scores[rung])
 
 
-def copy_state(trial: Trial, folder: Path) -> None:
-    """Puts the trial's training state into `folder`, for another to go on from."""
+def take_state(trial: Trial, folder: Path) -> None:
+    """Lets the trial go on from the state that another left at a rung."""
     from pipelines.worker import open_checkpoints
 
-    state = open_checkpoints(trial).load_latest()
-    assert state is not None  # every rung leaves one
-    copy = Checkpoints(folder / "state", 1)
-    copy.save(state["num_images"], state)
-    copy.wait()
-
-
-def take_state(trial: Trial, folder: Path) -> int:
-    """Lets the trial go on from a state that `copy_state` left; how many rungs it has reached."""
-    from pipelines.worker import open_checkpoints
-
-    state = Checkpoints(folder / "state", 1).load_latest()
-    assert state is not None
     with owned(trial):
-        checkpoints = open_checkpoints(trial)
-        checkpoints.save(state["num_images"], state)
-        checkpoints.wait()
-    return len(trial.scores())
+        _copy(Checkpoints(folder, 1), open_checkpoints(trial))
 
 
-def _train(trial: Trial, until: int | None, device: str) -> None:
+def _copy(source: Checkpoints, target: Checkpoints) -> None:
+    state = source.load_latest()
+    assert state is not None  # every rung leaves one
+    target.save(state["num_images"], state)
+    target.wait()
+
+
+def _train(trial: Trial, rung: int, until: int | None, device: str) -> None:
     """In this process where one worker is asked for, else as Ray Train's job within this trial."""
     from pipelines import cluster, worker
 
@@ -79,6 +71,8 @@ def _train(trial: Trial, until: int | None, device: str) -> None:
             worker.train(str(trial.folder), attempt, extractor, device, until=until)
         else:
             cluster.train(trial, attempt, Path(extractor), compute, until)
+        if info["method"]["scheduler"] == "pbt" and until is not None and not _has(trial, "failed"):
+            _copy(worker.open_checkpoints(trial), Checkpoints(trial.folder / RUNG_STATES / str(rung + 1), 1))
 
 
 def _has(trial: Trial, kind: str) -> bool:

@@ -11,25 +11,26 @@ import math
 import os
 import shutil
 import time
-from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from genmodels.config import ComputeConfig
-from genmodels.search_space import Dimension, Space, Values
-from pipelines import cluster
+from genmodels.model import mix_seed
+from pipelines import cluster, population
 from pipelines.project import last_line
 from pipelines.recipes import Recipes
 from pipelines.run import locked
 from pipelines.search import Search
 from pipelines.sweep import ENDED, REDUCTION, SHARES, Sweep, Trial, sentence
-from pipelines.trial import Report, advance, copy_state, take_state
+from pipelines.trial import RUNG_STATES, Report, advance, take_state
+from pipelines.winner import settings
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -69,27 +70,21 @@ class Control:
 def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control: Control) -> None:
     """Runs the sweep's trials to their end, or until `control` says so."""
     info = sweep.info
-    compute, scheduler = ComputeConfig(**info["compute"]), info["method"]["scheduler"]
+    compute = ComputeConfig(**info["compute"])
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share, room = cluster.join(compute, sweep.folder, Path(info["shards"]))
-    book, is_nested, is_pbt = (
-        _Book(sweep, search, recipes, num_trials, control),
-        _is_nested(compute),
-        scheduler == "pbt",
-    )
-    population = tune.grid_search([book.begin() for _ in range(num_trials)]) if is_pbt else None
+    book, is_nested = _Book(sweep, search, recipes, num_trials, control), compute.worker_counts[-1] > 1
     folder = sweep.folder / "ray"
     shutil.rmtree(folder, ignore_errors=True)
     tuner = Tuner(
         tune.with_resources(_Actor, {"CPU": 0.01} if is_nested else share),  # Tune does not count nested workers
-        param_space={"trial": population} if is_pbt else None,
         tune_config=TuneConfig(
             metric="score",
             mode=sweep.metric.direction,
-            search_alg=None if is_pbt else _Searcher(book),  # PBT takes none
-            scheduler=_scheduler(scheduler, recipes.space),
-            num_samples=1 if is_pbt else -1,
+            search_alg=_Searcher(book),
+            scheduler=_scheduler(info["method"]["scheduler"]),
+            num_samples=-1,
             max_concurrent_trials=room if is_nested else None,
             reuse_actors=True,
         ),
@@ -106,11 +101,8 @@ def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control
     while control.under_way():  # Tune does not wait for all of them
         control.stop("interrupted")
         time.sleep(0.2)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_nested(compute: ComputeConfig) -> bool:
-    return compute.worker_counts[-1] > 1
+    for rubble in (folder, *(trial.folder / RUNG_STATES for trial in sweep.trials() if trial.status in ENDED)):
+        shutil.rmtree(rubble, ignore_errors=True)
 
 
 class _Book:
@@ -124,6 +116,7 @@ class _Book:
             num_trials,
             control,
         )
+        self._rungs: dict[int, dict[str, float]] = {}
         self._known = sweep.trials()
         self._next = len(self._known)
 
@@ -131,28 +124,41 @@ class _Book:
         """What the actor of a trial is told: one that is on disk, then new ones; None where there are no more."""
         if self._known:
             trial = self._known.pop(0)
-            values = self.search.replay(trial.number, trial.values)
+            self.search.replay(trial.number, trial.values)
         elif self._next >= self.num_trials or self.control.over:
             return None
         else:
             proposed = self.search.ask(self._next)
             if proposed is None:
                 return None
-            values, trial = proposed, self.recipes.add(self.sweep, self._next, proposed)
+            trial = self.recipes.add(self.sweep, self._next, proposed)
             self._next += 1
-        return {"folder": str(trial.folder), "values": values}
+        return {"folder": str(trial.folder)}
 
-    def started(self, trial: Trial, values: Values) -> None:
-        """A trial goes to an actor, with values that PBT may have changed."""
-        if trial.status in ENDED:
-            return
-        trial.update(status="running")
-        if values != trial.values:
-            trial.update(values=values, config=self.recipes.config(values).to_json())
+    def started(self, trial: Trial) -> None:
+        """A trial goes to an actor, the first time or after a pause."""
+        if trial.status not in ENDED:
+            trial.update(status="running")
+            self._evolve(trial)
 
     def reported(self, trial: Trial, report: Report) -> None:
-        """A trial goes on after a rung."""
+        """A trial has reached a rung that is not its last."""
         self.search.report(trial.number, report["rungs"], report["score"])
+        self._rungs.setdefault(report["rungs"], {})[trial.name] = report["score"]
+
+    def _evolve(self, trial: Trial) -> None:
+        """For PBT: one of the worst at the rung where it stands goes on from one of the best, with other settings."""
+        rung = len(trial.scores())
+        if self.recipes.scheduler != "pbt" or trial.name not in self._rungs.get(rung, {}):
+            return
+        random = Random(mix_seed(self.sweep.info["method"]["seed"], trial.number, rung))
+        best = population.parent(self._rungs[rung], trial.name, self.sweep.metric.direction, random)
+        if best is not None:
+            source = Trial(self.sweep.folder / best)
+            take_state(trial, source.folder / RUNG_STATES / str(rung))
+            values = population.perturbed(self.recipes.space, source.values, random)
+            trial.update(values=values, config=self.recipes.config(values).to_json())
+            print(f"{trial.name}: goes on from {best} at rung {rung} with {settings(values)}", flush=True)
 
     def ended(self, trial: Trial, report: Report) -> None:
         """The last that a trial reported."""
@@ -173,8 +179,7 @@ class _Actor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Takes a trial; one that another process began reports its rungs again, without training."""
         self._trial = Trial(Path(config["trial"]["folder"]))
-        is_pbt = self._trial.sweep.info["method"]["scheduler"] == "pbt"  # which compares a population as it is now
-        self._rung = max(0, len(self._trial.scores()) - 1) if is_pbt else 0
+        self._rung = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next trial."""
@@ -187,13 +192,13 @@ class _Actor(tune.Trainable):
         self._rung = report["rungs"]
         return report
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For PBT: others go on from it."""
-        copy_state(self._trial, Path(checkpoint_dir))
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
+        """How far it was reported when it was paused; the training's state is in the trial's folder."""
+        return {"rung": self._rung}
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """For PBT: goes on from its own, or another's."""
-        self._rung = take_state(self._trial, Path(checkpoint))
+    def load_checkpoint(self, checkpoint: dict[str, int] | None) -> None:
+        """Goes on from there."""
+        self._rung = checkpoint["rung"] if checkpoint else 0
 
 
 class _Searcher(Searcher):
@@ -228,7 +233,7 @@ class _Bookkeeper(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its actor is there."""
-        self._book.started(_of(trial), trial.config["trial"]["values"])
+        self._book.started(_of(trial))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Report, **info: Any) -> None:
         """A rung."""
@@ -244,6 +249,24 @@ class _Bookkeeper(Callback):
         """Its process died, twice."""
         reason = last_line(trial.get_pickled_error() or RuntimeError("its process died"))
         self._book.ended(_of(trial), {"rungs": 0, "score": math.nan, "reason": reason})
+
+
+class _InStep(FIFOScheduler):
+    """Keeps a population that is larger than the cluster in step: whoever is furthest behind goes next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rungs: dict[str, int] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Report) -> str:
+        """Makes room at every rung; when a trial goes on, it may do so from another."""
+        self._rungs[trial.trial_id] = result["rungs"]
+        return TrialScheduler.PAUSE
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The one with the fewest rungs."""
+        waiting = [one for one in tune_controller.get_trials() if one.status in (one.PENDING, one.PAUSED)]
+        return min(waiting, key=lambda one: self._rungs.get(one.trial_id, 0), default=None)
 
 
 class _Over(tune.Stopper):
@@ -265,32 +288,10 @@ def _of(tune_trial: Any) -> Trial:
     return Trial(Path(tune_trial.config["trial"]["folder"]))
 
 
-def _scheduler(name: str, space: Space) -> TrialScheduler:
+def _scheduler(name: str) -> TrialScheduler:
     if name == "asha":
         most = REDUCTION ** (len(SHARES["asha"]) - 1)
         return ASHAScheduler("clock", grace_period=1, max_t=most + 1, reduction_factor=REDUCTION)
     if name == "pbt":
-        return PopulationBasedTraining(
-            "rungs",
-            perturbation_interval=1,
-            hyperparam_mutations={"trial": {"values": {name: _mutation(one) for name, one in space.items()}}},
-            custom_explore_fn=partial(_inside, space),
-            synch=True,
-            log_config=False,
-        )
+        return _InStep()
     return FIFOScheduler()
-
-
-def _mutation(dimension: Dimension) -> Any:
-    if dimension.kind == "choice":
-        return list(dimension.values)
-    low, high = dimension.values
-    if dimension.kind == "int":
-        return tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if dimension.is_log else tune.uniform(low, high)
-
-
-def _inside(space: Space, config: dict[str, Any]) -> dict[str, Any]:
-    """PBT multiplies values without a look at their range."""
-    trial = config["trial"]
-    return {"trial": {**trial, "values": {name: space[name].clipped(value) for name, value in trial["values"].items()}}}
