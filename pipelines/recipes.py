@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from genmodels.files import write_json
@@ -61,13 +62,16 @@ class Recipes:
                 values[name] = value
         return values
 
+    @cached_property
+    def _base(self) -> tuple[RunConfig, train.Plan]:
+        config = self.config({})
+        return config, self.plan(config)
+
     def add(self, sweep: Sweep, number: int, values: Values) -> Trial:
         """Makes a trial's folder; one whose values do not go together has failed already, with that as its reason."""
         trial, reason = Trial(sweep.folder / f"trial-{number:03d}"), ""
-        base = self.config({})
-        plan = self.plan(base)
+        config, plan = self._base
         marks, sizes = self.rungs(plan)
-        config = base
         try:
             config = self.config(values)
             plan = self.plan(config)
@@ -75,7 +79,7 @@ class Recipes:
             if now != sizes:
                 raise ValueError(f"rungs at {now} pixels, the recipe's at {sizes}: scores do not compare")
         except (ValueError, UserError) as error:
-            config, reason = base, str(error)
+            (config, plan), reason = self._base, str(error)
         trial.folder.mkdir(exist_ok=True)
         (trial.folder / "lock").touch()
         info = train.described(trial, config, self.spec, plan)

@@ -43,7 +43,10 @@ def parallel_coordinates(sweep: Sweep, space: Space, best: list[tuple[Trial, flo
         axes.axvline(i, color="0.8", zorder=0)
         axes.text(i, -0.13, bottom, ha="center")
         axes.text(i, 1.05, top, ha="center")
-    axes.set_title(f"{sweep.name}: {len(best)} trials; dotted: stopped early; red: the best", fontsize=10)
+    axes.set_title(
+        f"{sweep.name}: {len(best)} trials; red: the best; dotted: stopped early; below an axis: not searched",
+        fontsize=10,
+    )
     return figure
 
 

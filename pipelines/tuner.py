@@ -247,7 +247,9 @@ class _Bookkeeper(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process died, twice."""
-        reason = last_line(trial.get_pickled_error() or RuntimeError("its process died"))
+        error = trial.get_pickled_error()
+        died = error is None or isinstance(error, ray.exceptions.RayActorError)
+        reason = "its process died twice, as for want of memory" if died else last_line(error)
         self._book.ended(_of(trial), {"rungs": 0, "score": math.nan, "reason": reason})
 
 
