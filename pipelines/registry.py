@@ -50,7 +50,7 @@ def register(
             if _wins(client, name, alias, number, score, protocol):
                 client.set_registered_model_alias(name, alias, str(number))
         aliases = client.get_registered_model(name).aliases
-        return number, aliases.get("champion") == str(number)
+        return number, int(aliases.get("champion", 0)) == number
 
 
 def _version_of(client: Any, name: str, sha256: str) -> int | None:

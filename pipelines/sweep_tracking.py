@@ -86,7 +86,11 @@ class SweepTracker:
         best = ranked(trials, self.sweep.metric)
         if best:
             client.log_metric(run_id, "best_score", best[0][1], step=len(trials))
-            client.set_tag(run_id, "winner", best[0][0].name)
+            trial, score = best[0]
+            words = ", ".join(f"{name} {value}" for name, value in trial.values.items())
+            client.set_tag(run_id, "winner", trial.name)
+            note = f"Best of {len(trials)} trials: **{trial.name}**, {self.sweep.metric.name} {score:.5g}, {words}."
+            client.set_tag(run_id, "mlflow.note.content", f"{note} Figures and all trials are among the artifacts.")
         client.log_metric(run_id, "images", sum(trial.num_images for trial in trials), step=len(trials))
         client.log_dict(run_id, {"trials": [row(trial) for trial in trials]}, "trials.json")
         with tempfile.TemporaryDirectory(prefix="genmodels-") as folder:

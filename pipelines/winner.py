@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from genmodels.search_space import Values
@@ -104,6 +105,13 @@ def write_params(recipes: Recipes, values: Values) -> None:
         for part in (*top, *name.split(".")[:-1]):
             section = section.setdefault(part, {})
         section[name.split(".")[-1]] = value
-    write_atomic(path, lambda file: yaml.dump(document, file))
-    load_params(path)
+    before = load_params(path).models
+
+    def write(file: Path) -> None:
+        yaml.dump(document, file)
+        changed = [name for name, section in load_params(file).models.items() if section != before[name]]
+        if set(changed) - {recipes.model}:  # sections that share an anchor
+            raise UserError(f"{path}: {', '.join(changed)} share a section (&anchor, *alias); write it out first")
+
+    write_atomic(path, write)
     print(f"wrote {settings(values)} to {'.'.join(top)} of {path}")

@@ -12,8 +12,8 @@ from genmodels.config import ComputeConfig, load_params
 from genmodels.metrics.judge import ensure_extractor
 from genmodels.model import Metric, Stage
 from genmodels.search_space import Dimension
-from pipelines import leaderboard, population, sweep_figures, train, tune, winner, worker
-from pipelines.project import extractor_path
+from pipelines import leaderboard, population, sweep_figures, sync, train, tune, winner, worker
+from pipelines.project import UserError, extractor_path
 from pipelines.recipes import Recipes
 from pipelines.search import Search
 from pipelines.sweep import Method, Trial, open_sweep, ranked, rungs, score_at
@@ -235,6 +235,14 @@ def test_mlflow_has_a_parent_with_figures_and_a_closed_child_a_trial(sweep, reci
     assert crashed.data.tags["reason"] == "MemoryError: cannot allocate 4 GB"
 
 
+def test_a_sweep_that_was_killed_is_marked_so(sweep):
+    sweep.update(status="running")
+    connected().MlflowClient().update_run(sweep.info["mlflow_run_id"], status="RUNNING")
+    assert f"{sweep.name}: marked KILLED" in succeed(sync)
+    assert connected().MlflowClient().get_run(sweep.info["mlflow_run_id"]).info.status == "KILLED"
+    assert sweep.name not in succeed(sync)
+
+
 def test_figures_have_a_line_a_trial(sweep):
     figures = sweep_figures.draw(sweep)
     lines = figures["parallel_coordinates"].axes[0].get_lines()
@@ -281,6 +289,11 @@ recipes: {}
     changed = set(ours.read_text().splitlines()) - set(text.splitlines())
     assert len(changed) == 3 and any("# high" in line for line in changed)
     assert "# of sprites" in ours.read_text() and "# drawn" in ours.read_text()
+    shared = text.replace("autoencoder:\n", "vae: &one {dataset: sprites, train: {}}\n  autoencoder: *one\n  aae:\n")
+    ours.write_text(shared)
+    with pytest.raises(UserError, match="share a section"):
+        winner.write_params(recipes, {"train.batch_size": 8})
+    assert ours.read_text() == shared
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
