@@ -22,9 +22,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from genmodels import search_space
 from genmodels.credentials import secret_in
 from genmodels.data.remote import is_url
 from genmodels.model import Strict, model_class, model_names
+from genmodels.search_space import Dimension
 from genmodels.text import nearest
 
 NumWorkers = Annotated[int, Field(ge=0)]
@@ -234,6 +236,7 @@ class Params(Strict):
     models: dict[str, dict[str, Any]] = Field({}, description="by model: dataset, train, and the model's own settings")
     recipes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="by model and name: overrides of its section")
     comparisons: dict[str, Comparison] = Field({}, description="by name: proofs that take several trainings")
+    sweep: dict[str, dict[str, Dimension]] = Field({}, description="by model: what pipelines/tune.py searches")
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -282,10 +285,24 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     for name, recipes in params.recipes.items():
         for recipe in recipes:
             params.run(name, recipe)
+    for name, space in params.sweep.items():
+        check_space(params, name, space)
     for name, comparison in params.comparisons.items():
         for key, variant in comparison.variants.items():
             params.run(variant.model, changes=variant.changes, where=f"comparisons.{name}.variants.{key}.changes")
     return params
+
+
+def check_space(params: Params, model: str, space: search_space.Space, recipe: str | None = None) -> None:
+    """Tries every bound of a sweep alone; ConfigError names the first that the model does not take."""
+    where = f"sweep.{model}"
+    params.run(model, recipe)
+    try:
+        search_space.check(space, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for _, values in search_space.bounds(space):
+        params.run(model, recipe, search_space.nested(values), where)
 
 
 class _UniqueKeys(yaml.SafeLoader):

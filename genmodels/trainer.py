@@ -82,6 +82,7 @@ class Trainer:
         self._interval = _Interval()
         self._vote, self._wishes = distributed.Vote(), SimpleQueue[int]()
         self.stopped = False  # before the end, as asked
+        self._halt: int | None = None
 
     def ask(self, wish: int) -> None:
         """SAVE: a checkpoint after the next steps; STOP: and the end of `run`. For other threads, on any rank."""
@@ -92,8 +93,12 @@ class Trainer:
         """Images of all stages; the last batch may go past it."""
         return sum(stage.num_images for stage in self.stages)
 
-    def run(self) -> None:
-        """Trains from where the state stands to the end, or until it is asked to stop."""
+    def run(self, until: int | None = None) -> None:
+        """Trains from where the state stands to the end, or until it is asked to stop.
+
+        With `until`, also stops, after a snapshot and a checkpoint, once so many images have been shown in all.
+        """
+        self._halt = until
         if self.num_images == 0:
             self.hooks.snapshot(self.ema, self.progress())  # the untrained networks: the scale's lower end
         while self.num_images < self.total_images and not self.stopped:
@@ -149,7 +154,8 @@ class Trainer:
         for name, values in state["ema"].items():
             getattr(self.ema, name).load_state_dict(values)
         for name, values in state["optimizers"].items():
-            self.optimizers[name].load_state_dict(values)
+            settings = self.optimizers[name].state_dict()["param_groups"]  # as configured now, which a sweep may change
+            self.optimizers[name].load_state_dict({**values, "param_groups": settings})
         if state["ranks"]:
             self.model.load_state_dict(state["ranks"][self.rank % len(state["ranks"])], strict=False)
         self.step, self.num_images, self.stage_index = state["step"], state["num_images"], state["stage_index"]
@@ -211,9 +217,10 @@ class Trainer:
         config, done = self.config, self.num_images >= self.total_images
         stage_done = self.num_images >= self._stage_start(self.stage_index + 1)
         wish = self._vote.cast(NOTHING if self._wishes.empty() else self._wishes.get())
-        self.stopped = wish == STOP and not done
-        save = done or wish or self._crossed(config.checkpoint_every)
-        snapshot = stage_done or self._crossed(config.snapshot_every)
+        halt = self._halt is not None and self.num_images >= self._halt
+        self.stopped = (wish == STOP or halt) and not done
+        save = done or wish or halt or self._crossed(config.checkpoint_every)
+        snapshot = stage_done or halt or self._crossed(config.snapshot_every)
         if save or snapshot or self._crossed(config.log_every):
             self._log()  # before a checkpoint too, so that a resumed training logs the same intervals
         if snapshot:

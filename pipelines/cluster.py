@@ -56,8 +56,8 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig
     return compute.model_copy(update={"num_workers": fitting[-1]})
 
 
-def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> None:
-    """Trains `run` to its end on `compute.num_workers` workers, 0: in this process.
+def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig, until: int | None = None) -> None:
+    """Trains `run` to its end, or `until` so many images, on `compute.num_workers` workers, 0: in this process.
 
     UserError when workers were lost more often than `compute.max_failures`.
     """
@@ -65,7 +65,7 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
 
     assert compute.num_workers != "auto"
     if compute.num_workers == 0:
-        worker.train(str(run.folder), attempt, str(extractor), _local_device(compute))
+        worker.train(str(run.folder), attempt, str(extractor), _local_device(compute), until=until)
         return
     os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
     import ray
@@ -82,7 +82,12 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
         check_nodes(ray, run.folder, Path(run.info["shards"]), compute.checkpoint_store)
     trainer = TorchTrainer(
         _worker_loop,
-        train_loop_config={"folder": str(run.folder), "attempt": attempt, "extractor": str(extractor)},
+        train_loop_config={
+            "folder": str(run.folder),
+            "attempt": attempt,
+            "extractor": str(extractor),
+            "until": until,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
@@ -98,7 +103,7 @@ def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig) -> No
     )
     try:
         with _saving_before_drains(run):
-            _beside_main(trainer.fit)
+            beside_main(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise UserError(f"run {run.name}: the workers failed: {last_line(error)}") from error
 
@@ -124,6 +129,19 @@ def shared(compute: ComputeConfig) -> Iterator[tuple[Callable[[], int], dict[str
         yield partial(_room, compute, num_workers, ray), joining
     finally:
         ray.shutdown()
+
+
+def join(compute: ComputeConfig, folder: Path, data: Path) -> tuple[dict[str, float], int]:
+    """Joins or starts the cluster for trainings that this process starts; a worker's share, and how many fit now."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in RAY_SETTINGS.items()})
+    import ray
+
+    _connect(ray)
+    least = compute.worker_counts[0]
+    share = _resources(compute, least, _use_gpu(compute, least, ray), ray)
+    if not _is_here_alone(ray):
+        check_nodes(ray, folder, data, compute.checkpoint_store)
+    return share, _room(compute, least, ray)
 
 
 def _room(compute: ComputeConfig, num_workers: int, ray: Any) -> int:
@@ -204,7 +222,7 @@ def _is_here_alone(ray: Any) -> bool:
     return len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
 
 
-def _beside_main(action: Callable[[], Any]) -> None:
+def beside_main(action: Callable[[], Any]) -> None:
     """Runs `action` in another thread: in the main one, Ray Train would answer Ctrl-C, without a checkpoint."""
     outcome: Future[Any] = Future()
 

@@ -66,7 +66,7 @@ def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[st
             "aliases": sorted(named),
             "standing": standing(version.name, tags),
         }
-        row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sha256")}
+        row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sweep", "sha256")}
         tables[version.name, tags.get("dataset", ""), tags.get("protocol", "")].append(row)
     for rows in tables.values():
         rows.sort(key=lambda row: (row.pop("standing"), row["version"]))

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from genmodels.files import write_json
 from pipelines.project import UserError
 
 Event = dict[str, Any]
+_updating = threading.Lock()  # a sweep's tracker and its search write the same run.json
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Run:
 
     def update(self, **values: Any) -> None:
         """Changes entries of run.json."""
-        write_json(self.folder / "run.json", {**self.info, **values})
+        with _updating:
+            write_json(self.folder / "run.json", {**self.info, **values})
 
     def events(self) -> list[Event]:
         """All whole events so far."""
@@ -124,8 +127,14 @@ def owned(run: Run) -> Iterator[str]:
 
 
 def held(run: Run) -> bool:
-    """Whether a process holds the run; the kernel lets go of a dead one's lock."""
-    with (run.folder / "lock").open("a") as lock:
+    """Whether a process holds the run or its sweep; the kernel lets go of a dead one's lock."""
+    sweep = run.folder.parent / "lock"
+    return locked(run.folder / "lock") or (sweep.is_file() and locked(sweep))
+
+
+def locked(file: Path) -> bool:
+    """Whether a process holds a lock file."""
+    with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -134,8 +143,8 @@ def held(run: Run) -> bool:
 
 
 def all_runs(storage: Path) -> list[Run]:
-    """Every run in a storage folder, the oldest first."""
-    runs = [Run(file.parent) for file in storage.glob("*/run.json")]
+    """Every run in a storage folder, trials of sweeps among them, the oldest first."""
+    runs = [Run(file.parent) for pattern in ("*", "sweeps/*/trial-*") for file in storage.glob(f"{pattern}/run.json")]
     return sorted(runs, key=lambda run: run.info["created"])
 
 

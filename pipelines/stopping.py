@@ -8,15 +8,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from pipelines.run import Run
+from typing import Any, Protocol
 
 GRACE = 20.0  # seconds for the checkpoint; a preempted machine has 30
 
 
+class Asked(Protocol):
+    """A run, or a sweep of them."""
+
+    def ask(self, word: str) -> None:
+        """Asks the workers for something."""
+
+
 @contextmanager
-def stoppable(run: Run) -> Iterator[None]:
+def stoppable(run: Asked) -> Iterator[None]:
     """Asks the run's workers to stop at the first signal; the second, or GRACE, ends this process's work at once."""
     patience = threading.Timer(GRACE, os.kill, (os.getpid(), signal.SIGINT))
     patience.daemon = True

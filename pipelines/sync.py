@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,12 +26,28 @@ def main(overrides: Overrides = None) -> None:
     """Replays events, registers what should be registered, and says how each run ended."""
     from pipelines.run import all_runs, held
 
-    runs = [run for run in all_runs(storage(params(overrides).compute)) if run.events() and not held(run)]
+    folder = storage(params(overrides).compute)
+    runs = [run for run in all_runs(folder) if run.events() and not held(run)]
     with away_in_one_line():
+        for sweep in killed_sweeps(folder):
+            print(f"{sweep.name}: marked KILLED", flush=True)
         behind = [run for run in runs if not is_complete(run)]
         for run in behind:
             print(f"{run.name}: {', '.join(synced(run))}", flush=True)
     print(f"{len(runs)} runs, {len(runs) - len(behind)} of them were complete")
+
+
+def killed_sweeps(folder: Path) -> Iterator[Run]:
+    """Marks the sweeps that ended without a word."""
+    from pipelines.run import Run, held
+    from pipelines.tracking import connected
+
+    for sweep in [Run(file.parent) for file in folder.glob("sweeps/*/run.json")]:
+        if sweep.info["status"] == "running" and not held(sweep):
+            if run_id := sweep.info["mlflow_run_id"]:
+                connected().MlflowClient().set_terminated(run_id, "KILLED")
+            sweep.update(status="stopped")
+            yield sweep
 
 
 @contextmanager

@@ -155,32 +155,24 @@ def show(plan: Plan) -> None:
 
 def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, registered: bool = True) -> None:
     """Runs the training to its end: workers, tracking, export, and registration unless that is not wanted."""
-    from genmodels.data.shards import open_shards
     from genmodels.metrics.judge import ensure_extractor
     from pipelines import cluster, outcome
     from pipelines.console import Console
     from pipelines.run import open_run, owned
     from pipelines.stopping import stoppable
-    from pipelines.tracking import Tracker, git_tags
+    from pipelines.tracking import Tracker
 
     compute = plan.compute
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with owned(run) as attempt:
         folder, cache = shards(config.dataset), shard_cache(compute)
-        manifest = open_shards(folder)
-        run.update(status="running", data=spec.to_json(), shards=str(folder), cache=cache.to_json())
-        run.update(checkpoint_store=compute.checkpoint_store)
-        run.update(data_source=manifest.source, data_counts=manifest.counts)
+        run.update(status="running", **described(run, config, spec, plan), registered=registered)
         draw_data(run, folder, cache)
         extractor = extractor_path(compute, spec, config.evaluation)
         ensure_extractor(extractor, folder, spec, config.evaluation, cache)
-        tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
-        tags |= {"folder": str(run.folder), "mlflow.source.name": command_line()}
-        described = {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters}
-        run.update(described=described, tags=tags, registered=registered, command=command_line())
         print(f"run {run.name} in {run.folder}", flush=True)
-        tracker = Tracker(run, described, tags)
+        tracker = Tracker(run, run.info["described"], run.info["tags"])
         with tracker, Console(run, plan.stages), stoppable(run):
             cluster.train(run, attempt, extractor, compute)
             last = run.events()[-1]
@@ -195,6 +187,27 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         if out:
             outcome.publish(run, summary, out)
         run.update(status="finished", result=summary)
+
+
+def described(run: Run, config: RunConfig, spec: DataSpec, plan: Plan) -> dict[str, Any]:
+    """What workers and MLflow need to know of a run, for its run.json."""
+    from genmodels.data.shards import open_shards
+    from pipelines.tracking import git_tags
+
+    compute, folder = plan.compute, shards(config.dataset)
+    manifest = open_shards(folder)
+    tags = {"model": config.model, "dataset": config.dataset, "data_digest": spec.digest, **git_tags()}
+    return {
+        "data": spec.to_json(),
+        "shards": str(folder),
+        "cache": shard_cache(compute).to_json(),
+        "checkpoint_store": compute.checkpoint_store,
+        "data_source": manifest.source,
+        "data_counts": manifest.counts,
+        "described": {**config.to_json(), "compute": compute.model_dump(), "num_parameters": plan.num_parameters},
+        "tags": {**tags, "folder": str(run.folder), "mlflow.source.name": command_line()},
+        "command": command_line(),
+    }
 
 
 def draw_data(run: Run, folder: Path, cache: ShardCache) -> None:

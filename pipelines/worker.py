@@ -35,10 +35,17 @@ def build_model(config: RunConfig, spec: DataSpec) -> GenerativeModel:
     return model_class(config.model)(config.settings, spec)
 
 
-def train(folder: str, attempt: str, extractor: str, device: torch.device | str, node: str = "") -> None:
+def train(
+    folder: str,
+    attempt: str,
+    extractor: str,
+    device: torch.device | str,
+    node: str = "",
+    until: int | None = None,
+) -> None:
     """Trains the run in `folder` from its latest checkpoint to the end; returns on every rank at the same step.
 
-    `node` names the machine that this rank runs on.
+    `node` names the machine that this rank runs on; `until`: as in `Trainer.run`.
     """
     run = Run(Path(folder))
     config, shards, cache = run.config, Path(run.info["shards"]), ShardCache.from_json(run.info["cache"])
@@ -67,7 +74,7 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str,
         trainer = Trainer(model, config.train, open_loader, Hooks(), device)
         _resume(trainer, None)
         with suppress(NonFiniteError):  # rank 0 tells
-            trainer.run()
+            trainer.run(until)
         return
     log, checkpoints = EventLog(run, attempt), open_checkpoints(run)
     judge = Judge(shards, spec, config, Path(extractor), device, cache)
@@ -78,7 +85,7 @@ def train(folder: str, attempt: str, extractor: str, device: torch.device | str,
     log.add("started", trainer.num_images, workers=world_size, nodes=nodes, device=str(trainer.device), notes=notes)
     try:
         with _listening(run, trainer):
-            trainer.run()
+            trainer.run(until)
         checkpoints.wait()
     except (NonFiniteError, OSError) as error:
         if isinstance(error, OSError) and (error.errno != errno.ENOSPC or world_size > 1):
