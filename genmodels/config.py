@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,10 +22,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from genmodels import search_space
-from genmodels.credentials import secret_in
 from genmodels.data.remote import is_url
 from genmodels.model import Strict, model_class, model_names
 from genmodels.search_space import Dimension
+from genmodels.settings_file import ConfigError, override, read_yaml, refuse_secrets
 from genmodels.text import nearest
 
 NumWorkers = Annotated[int, Field(ge=0)]
@@ -44,15 +43,6 @@ T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
 
 UNION_MEMBER = re.compile(r"|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic puts it into the path
-MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
-MAX_DEPTH = 32  # of sections within sections; PyYAML's time grows with the square of it
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message is one line that names key, value and choices."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))  # whatever line breaks a key or a value holds
 
 
 class DatasetConfig(Strict):
@@ -273,12 +263,12 @@ class Params(Strict):
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     """Reads params.yaml and applies `key.sub=value` overrides; ConfigError is one line."""
     raw = read_yaml(path)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        _refuse_secrets(key, "--set", set())
-        _refuse_secrets(value, f"--set {key}", set())
-        _override(raw, override)
-    _refuse_secrets(raw, "", set())
+    for given in overrides:
+        key, _, value = given.partition("=")
+        refuse_secrets(key, "--set")
+        refuse_secrets(value, f"--set {key}")
+        override(raw, given)
+    refuse_secrets(raw)
     params = validated(Params, raw, "")
     for name in params.models:
         params.run(name)  # a wrong key anywhere is found before anything starts
@@ -303,50 +293,6 @@ def check_space(params: Params, model: str, space: search_space.Space, recipe: s
         raise ConfigError(str(error)) from None
     for _, values in search_space.bounds(space):
         params.run(model, recipe, search_space.nested(values), where)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML whose mappings name no key twice; PyYAML alone would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values; tags that build objects, alias bombs and repeated keys are refused."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        _check_nesting(text, path)
-        values = yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections (key: value), found {type(values).__name__}")
-    return values
-
-
-def _check_nesting(text: str, path: Path) -> None:
-    """ConfigError for an alias bomb or absurd nesting, before anything is built of it."""
-    starts = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
-    blocks = (yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
-    ends = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-    aliases = depth = 0
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        aliases += isinstance(token, yaml.AliasToken)
-        depth += isinstance(token, starts + blocks) - isinstance(token, ends)
-        if aliases > MAX_ALIASES:
-            raise ConfigError(f"{path}: more than {MAX_ALIASES} aliases")
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{path}: line {token.start_mark.line + 1}: more than {MAX_DEPTH} levels of nesting")
 
 
 def validated(schema: type[T], values: Any, where: str) -> T:
@@ -384,34 +330,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _refuse_secrets(value: Any, where: str, seen: set[int]) -> None:
-    """ConfigError, without the value, for what looks like a secret: MLflow and every run's folder show all settings."""
-    if isinstance(value, str) and (kind := secret_in(value)):
-        raise ConfigError(f"{where}: looks like {kind}; secrets belong into the environment, not into params")
-    if isinstance(value, dict | list) and id(value) not in seen:  # an alias may hold itself
-        seen.add(id(value))
-        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_secrets(str(key), where or "params", seen)
-            _refuse_secrets(entry, f"{where}.{key}".lstrip("."), seen)
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected key=value, as in models.vae.train.num_images=1000")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}") from None
-    section = raw
-    for part in parts[:-1]:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-    section[parts[-1]] = value
 
 
 def _choose(choices: Mapping[str, V], name: str, what: str) -> V:

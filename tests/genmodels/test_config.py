@@ -10,17 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genmodels.config import (
-    MAX_ALIASES,
-    MAX_DEPTH,
-    ConfigError,
     Params,
     RunConfig,
     TrainConfig,
     load_params,
-    read_yaml,
     validated,
 )
 from genmodels.model import model_class, model_names
+from genmodels.settings_file import MAX_ALIASES, MAX_DEPTH, ConfigError, read_yaml
 
 BASE = {
     "datasets": {"sprites": {"source": "sprites", "image_size": 16}},

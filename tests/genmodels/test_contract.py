@@ -17,12 +17,13 @@ from conftest import TINY_MODELS, Prepared
 
 import genmodels.trainer
 from genmodels import export
-from genmodels.config import ConfigError, TrainConfig, validated
+from genmodels.config import TrainConfig, validated
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader, read_split
 from genmodels.export import Sampler, turns
 from genmodels.metrics.evaluate import evaluate
 from genmodels.model import Batch, GenerativeModel, Noise, Progress, model_class, model_names
+from genmodels.settings_file import ConfigError
 from genmodels.trainer import Hooks, NonFiniteError, Trainer, to_float
 
 BATCH = 8

@@ -6,8 +6,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genmodels.config import ConfigError, Params, load_params
+from genmodels.config import Params, load_params
 from genmodels.search_space import Dimension, bounds, draw, grid, nested
+from genmodels.settings_file import ConfigError
 
 SPACE = {
     "lr": {"loguniform": ["1e-5", 0.01]},
