@@ -106,6 +106,7 @@ def searched(
 def _run(recipes: Recipes, sweep: Sweep, num_trials: int, max_images: int | None, max_minutes: float | None) -> str:
     """Runs trials until there are no more, or until the reason that is returned."""
     from pipelines import tuner
+    from pipelines.book import Control
     from pipelines.search import Search
     from pipelines.stopping import stoppable
     from pipelines.sweep import ENDED
@@ -115,7 +116,7 @@ def _run(recipes: Recipes, sweep: Sweep, num_trials: int, max_images: int | None
     info, begin = sweep.info, time.monotonic()
     method = _method_of(info["method"])
     search = Search(recipes.space, method, sweep.metric.direction, recipes.current())
-    control = tuner.Control(sweep)
+    control = Control(sweep)
     tracker = SweepTracker(sweep, {"model": recipes.model, "sweep": sweep.name, "command": info["command"]})
 
     def look() -> None:

@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import ray
@@ -22,15 +21,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from genmodels.config import ComputeConfig
-from genmodels.model import mix_seed
-from pipelines import cluster, population
+from pipelines import cluster
+from pipelines.book import Book, Control
 from pipelines.project import last_line
 from pipelines.recipes import Recipes
-from pipelines.run import locked
 from pipelines.search import Search
-from pipelines.sweep import ENDED, REDUCTION, SHARES, Sweep, Trial, sentence
-from pipelines.trial import RUNG_STATES, Report, advance, take_state
-from pipelines.winner import settings
+from pipelines.sweep import ENDED, REDUCTION, SHARES, Sweep, Trial
+from pipelines.trial import RUNG_STATES, Report, advance
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -41,32 +38,6 @@ SETTINGS = {
 }
 
 
-class Control:
-    """Ends a sweep before all its trials are done."""
-
-    def __init__(self, sweep: Sweep):
-        self.sweep, self.over, self.reason = sweep, False, ""
-
-    def ask(self, word: str) -> None:
-        """As `Run.ask`, which the first Ctrl-C calls."""
-        self.stop("interrupted")
-
-    def stop(self, reason: str) -> None:
-        """Lets every trial stop after a checkpoint, and none begin."""
-        self.over, self.reason = True, self.reason or reason
-        self.remind()
-
-    def remind(self) -> None:
-        """Asks the trials under way again: one that was just starting has not heard it."""
-        for trial in self.under_way() if self.over else ():
-            if trial.asked() != "stop":
-                trial.ask("stop")
-
-    def under_way(self) -> list[Trial]:
-        """The trials that a process trains at this moment."""
-        return [trial for trial in self.sweep.trials() if trial.status == "running" and locked(trial.folder / "lock")]
-
-
 def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control: Control) -> None:
     """Runs the sweep's trials to their end, or until `control` says so."""
     info = sweep.info
@@ -74,7 +45,7 @@ def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     share, room = cluster.join(compute, sweep.folder, Path(info["shards"]))
-    book, is_nested = _Book(sweep, search, recipes, num_trials, control), compute.worker_counts[-1] > 1
+    book, is_nested = Book(sweep, search, recipes, num_trials, control), compute.worker_counts[-1] > 1
     folder = sweep.folder / "ray"
     shutil.rmtree(folder, ignore_errors=True)
     tuner = Tuner(
@@ -92,7 +63,7 @@ def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control
             name="tune",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=1),  # its machine may be what was lost
-            callbacks=[_Bookkeeper(book)],
+            callbacks=[Bookkeeper(book)],
             stop=_Over(control),
             verbose=0,
         ),
@@ -103,74 +74,6 @@ def run(sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control
         time.sleep(0.2)
     for rubble in (folder, *(trial.folder / RUNG_STATES for trial in sweep.trials() if trial.status in ENDED)):
         shutil.rmtree(rubble, ignore_errors=True)
-
-
-class _Book:
-    """Hands out trials, and writes down what Tune says of them, in this process alone."""
-
-    def __init__(self, sweep: Sweep, search: Search, recipes: Recipes, num_trials: int, control: Control):
-        self.sweep, self.search, self.recipes, self.num_trials, self.control = (
-            sweep,
-            search,
-            recipes,
-            num_trials,
-            control,
-        )
-        self._rungs: dict[int, dict[str, float]] = {}
-        self._known = sweep.trials()
-        self._next = len(self._known)
-
-    def begin(self) -> dict[str, Any] | None:
-        """What the actor of a trial is told: one that is on disk, then new ones; None where there are no more."""
-        if self._known:
-            trial = self._known.pop(0)
-            self.search.replay(trial.number, trial.values)
-        elif self._next >= self.num_trials or self.control.over:
-            return None
-        else:
-            proposed = self.search.ask(self._next)
-            if proposed is None:
-                return None
-            trial = self.recipes.add(self.sweep, self._next, proposed)
-            self._next += 1
-        return {"folder": str(trial.folder)}
-
-    def started(self, trial: Trial) -> None:
-        """A trial goes to an actor, the first time or after a pause."""
-        if trial.status not in ENDED:
-            trial.update(status="running")
-            self._evolve(trial)
-
-    def reported(self, trial: Trial, report: Report) -> None:
-        """A trial has reached a rung that is not its last."""
-        self.search.report(trial.number, report["rungs"], report["score"])
-        self._rungs.setdefault(report["rungs"], {})[trial.name] = report["score"]
-
-    def _evolve(self, trial: Trial) -> None:
-        """For PBT: one of the worst at the rung where it stands goes on from one of the best, with other settings."""
-        rung = len(trial.scores())
-        if self.recipes.scheduler != "pbt" or trial.name not in self._rungs.get(rung, {}):
-            return
-        random = Random(mix_seed(self.sweep.info["method"]["seed"], trial.number, rung))
-        best = population.parent(self._rungs[rung], trial.name, self.sweep.metric.direction, random)
-        if best is not None:
-            source = Trial(self.sweep.folder / best)
-            take_state(trial, source.folder / RUNG_STATES / str(rung))
-            values = population.perturbed(self.recipes.space, source.values, random)
-            trial.update(values=values, config=self.recipes.config(values).to_json())
-            print(f"{trial.name}: goes on from {best} at rung {rung} with {settings(values)}", flush=True)
-
-    def ended(self, trial: Trial, report: Report) -> None:
-        """The last that a trial reported."""
-        if report.get("interrupted"):
-            return
-        self.search.report(trial.number, report["rungs"], report["score"])
-        if trial.status not in ENDED:
-            whole = report["rungs"] == len(trial.info["rungs"])
-            status = "failed" if report["reason"] else "finished" if whole else "halted"
-            trial.update(status=status, reason=report["reason"])
-            print(f"{trial.name}: {sentence(trial)}", flush=True)
-        self.search.tell(trial.number, trial.status)
 
 
 class _Actor(tune.Trainable):
@@ -204,16 +107,14 @@ class _Actor(tune.Trainable):
 class _Searcher(Searcher):
     """Tune's view of `Search`."""
 
-    def __init__(self, book: _Book):
+    def __init__(self, book: Book):
         super().__init__(metric="score", mode=book.sweep.metric.direction)
-        self._book, self._folders = book, dict[str, Path]()
+        self._book = book
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial."""
         told = self._book.begin()
-        if told is None:
-            return Searcher.FINISHED
-        return {"trial": told}
+        return {"trial": told} if told else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Report | None = None, error: bool = False) -> None:
         """The bookkeeper hears it too, and of every kind of end."""
@@ -225,10 +126,10 @@ class _Searcher(Searcher):
         """Nothing."""
 
 
-class _Bookkeeper(Callback):
+class Bookkeeper(Callback):
     """Passes on what happens to trials."""
 
-    def __init__(self, book: _Book):
+    def __init__(self, book: Book):
         self._book = book
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
