@@ -1,4 +1,4 @@
-"""The convolution stacks of the DCGAN tutorial, for images of 4 or 7 pixels times a power of two, and StarGAN's ResNet."""
+"""The convolution stacks of the DCGAN tutorial, the ResNet of CycleGAN and StarGAN, and WGAN-GP's penalty."""
 
 import torch
 import torch.nn as nn

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from bench.plain.nets import gradient_penalty
 
 
+HE_GAIN = math.sqrt(2)
+
+
 class Conv(nn.Module):
-    def __init__(self, before, after, kernel, gain=math.sqrt(2)):
+    def __init__(self, before, after, kernel, gain=HE_GAIN):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(after, before, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(after))
@@ -22,7 +25,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    def __init__(self, before, after, gain=math.sqrt(2)):
+    def __init__(self, before, after, gain=HE_GAIN):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(after, before))
         self.bias = nn.Parameter(torch.zeros(after))
@@ -52,7 +55,7 @@ class Generator(nn.Module):
     def __init__(self, latent_dim, widths, channels):
         super().__init__()
         top = widths[0]
-        layers = [PixelNorm(), Dense(latent_dim, top * 16, math.sqrt(2) / 4), nn.Unflatten(1, (top, 4, 4))]
+        layers = [PixelNorm(), Dense(latent_dim, top * 16, HE_GAIN / 4), nn.Unflatten(1, (top, 4, 4))]
         layers += [nn.LeakyReLU(0.2), PixelNorm(), *conv(top, top), PixelNorm()]
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [nn.Upsample(scale_factor=2), *conv(before, after), PixelNorm()]
