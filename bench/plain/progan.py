@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from bench.plain.nets import gradient_penalty
 
-
 HE_GAIN = math.sqrt(2)
 
 
