@@ -119,6 +119,7 @@ class CycleGAN(GenerativeModel):
     )
     ema_nets = ("to_b", "to_a")
     rank_buffers = ("pool_a.", "pool_b.")
+    channels_last = False
 
     def __init__(self, config: CycleGANConfig, data: DataSpec):
         super().__init__(config, data)

@@ -100,6 +100,7 @@ class StarGAN(GenerativeModel):
     batch_keys = ("image", "attributes")
     ema_nets = ("generator",)
     proof_nets = ("discriminator",)  # its attribute head reads what a user's image has
+    channels_last = False
 
     def __init__(self, config: StarGANConfig, data: DataSpec):
         super().__init__(config, data)
