@@ -44,8 +44,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup            ## the loader against stock webdataset, as ratios
-	$(BIN)/python bench/loader.py
+bench: setup            ## speed as ratios: steps against plain scripts, loader, start-up (hours; ONLY="progan 64" for some)
+	$(BIN)/python -m bench $(if $(ONLY),--only "$(ONLY)")
 
 ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that compares runs
 	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
