@@ -39,6 +39,8 @@ def record(optimizers) -> list[list[torch.Tensor]]:
 
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(note)
+        for group in optimizer.param_groups:  # Adam's first step is the gradient's sign, which rounding may turn over
+            group["lr"] = group["base_lr"] = 1e-7
     return updates
 
 
@@ -66,4 +68,4 @@ def test_the_plain_script_has_our_losses_and_gradients(case: Case, monkeypatch):
     for mine, theirs in zip(ours, plain, strict=True):
         size = torch.stack([gradient.norm() for gradient in theirs]).norm()
         for own, other in zip(mine, theirs, strict=True):
-            assert (own - other).norm() < 1e-2 * other.norm() + 1e-4 * size
+            assert (own - other).norm() < 2e-3 * other.norm() + 1e-5 * size
