@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro lanes proofs test test-all chaos lint bench ui clean
+.PHONY: setup repro lanes proofs test test-all chaos lint bench quality ui clean
 
 setup: .venv/installed
 
@@ -44,8 +44,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup            ## the loader against stock webdataset, as ratios
-	$(BIN)/python bench/loader.py
+bench: setup            ## speed as ratios: steps against plain scripts, loader, start-up (hours; ONLY="progan 64" for some)
+	$(BIN)/python -m bench $(if $(ONLY),--only "$(ONLY)")
+
+quality: setup          ## time to quality: our DCGAN against the plain script on IMAGES, a folder a class (an hour; goes on)
+	$(BIN)/python -m bench.quality $(IMAGES)
 
 ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that compares runs
 	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"

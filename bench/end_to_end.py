@@ -1,10 +1,8 @@
 """What the house costs: a whole training (Ray, loader, averaging, logs, MLflow, checkpoints) against the bare step.
 
-    python bench/end_to_end.py
-
 A is `pipelines/train.py` in a project of its own, images/s between its first and its last log; B repeats the same
 model's step on batches in memory, without averaging, logs or checkpoints. A and B alternate; a ratio is that of two
-neighbours. A last row is the step that saves a checkpoint against the steps around it. Prints a table.
+neighbours. A last row is the steps around one that saves a checkpoint, against it.
 """
 
 from __future__ import annotations
@@ -16,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 import yaml
 
+from bench.report import Row, row
 from genmodels.checkpoint import Checkpoints
 from genmodels.config import load_params
 from genmodels.data.loader import Loader
@@ -32,37 +31,28 @@ from pipelines.run import read_events
 from pipelines.worker import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
+SAVING = "the steps around one that saves a checkpoint, against it"
 CASES: dict[str, tuple[str, dict[str, Any], int, float]] = {  # model, settings, images, aim
-    "a step of 11 ms": ("vae", {"latent_dim": 16, "width": 8}, 60_000, 0.90),
-    "a step of 100 ms": ("dcgan", {"width": 32, "discriminator_width": 32}, 16_000, 0.97),
+    "end to end, a step of 11 ms": ("vae", {"latent_dim": 16, "width": 8}, 60_000, 0.90),
+    "end to end, a step of 100 ms": ("dcgan", {"width": 32, "discriminator_width": 32}, 16_000, 0.97),
 }
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="pairs of measurements")] = 3,
-    num_workers: Annotated[int, typer.Option(help="as for pipelines/train.py; 0: without Ray")] = 1,
-) -> None:
-    """Measures both cases, then the checkpoint."""
+def end_to_end_rows(only: str, rounds: int) -> Iterator[Row]:
+    """Both cases on one Ray worker, then the checkpoint."""
     torch.set_num_threads(1)
-    print("| what | whole, images/s | bare | ratio: median (min, max) | aim |\n|---|---|---|---|---|")
     for name, (model, settings, num_images, aim) in CASES.items():
+        if only not in name:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             write_project(root, model, settings, num_images)
-            pairs = [(whole(root, model, seed, num_workers), bare(root, model)) for seed in range(rounds)]
-        sides = [statistics.median(side) for side in zip(*pairs, strict=True)]
-        show(name, [a / b for a, b in pairs], aim, [f"{side:,.0f}" for side in sides])
-    ratios, size = saving_step(rounds)
-    show(f"the step that saves {size:.0f} MB of weights, in steps", ratios, 1.1, ["", ""])
-
-
-def show(name: str, ratios: list[float], aim: float, sides: list[str]) -> None:
-    """A line of the table."""
-    low, high = min(ratios), max(ratios)
-    print(
-        f"| {name} | {' | '.join(sides)} | {statistics.median(ratios):.3f} ({low:.3f}, {high:.3f}) | {aim} |",
-        flush=True,
-    )
+            pairs = [(whole(root, model, seed), bare(root, model)) for seed in range(rounds)]
+        ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+        yield row(name, [a / b for a, b in pairs], aim, f"{ours:,.0f} images/s", f"{other:,.0f}")
+    if only in SAVING:
+        ratios, size = saving_step(rounds)
+        yield row(SAVING, ratios, 1 / 1.1, f"{size:.0f} MB of weights")
 
 
 def write_project(root: Path, model: str, settings: dict[str, Any], num_images: int) -> None:
@@ -78,9 +68,9 @@ def write_project(root: Path, model: str, settings: dict[str, Any], num_images: 
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def whole(root: Path, model: str, seed: int, num_workers: int) -> float:
+def whole(root: Path, model: str, seed: int) -> float:
     """Images/s of the command, from its events."""
-    options = ["--num-workers", str(num_workers), "--set", f"models.{model}.train.seed={seed}"]
+    options = ["--num-workers", "1", "--set", f"models.{model}.train.seed={seed}"]
     environment = {**os.environ, "GENMODELS_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pipelines.train", "--model", model, *options]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -91,7 +81,7 @@ def whole(root: Path, model: str, seed: int, num_workers: int) -> float:
 
 def bare(root: Path, model: str) -> float:
     """Images/s of the same step on batches in memory, in a process of its own."""
-    command = [sys.executable, __file__, "--bare", str(root), model]
+    command = [sys.executable, "-m", "bench.end_to_end", str(root), model]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return json.loads(output)
 
@@ -117,7 +107,7 @@ def bare_steps(root: Path, model: str) -> float:
 
 
 def saving_step(rounds: int) -> tuple[list[float], float]:
-    """Seconds of a step with a checkpoint over the median of those without, and MB of weights."""
+    """The median of steps without a checkpoint over a step with one, and MB of weights."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_project(root, "dcgan", {"width": 260, "discriminator_width": 260}, 64_000)
@@ -135,7 +125,7 @@ def saving_step(rounds: int) -> tuple[list[float], float]:
                 trainer.train_step(batch)
                 checkpoints.save(number, trainer.state())
 
-            ratios.append(_timed(step_and_save) / statistics.median(plain))
+            ratios.append(statistics.median(plain) / _timed(step_and_save))
             checkpoints.wait()
         size = sum(p.numel() * 4 for p in trainer.model.parameters()) / 1e6
     return ratios[1:], size
@@ -148,7 +138,4 @@ def _timed(action: Any) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--bare"]:
-        print(json.dumps(bare_steps(Path(sys.argv[2]), sys.argv[3])))
-    else:
-        typer.run(main)
+    print(bare_steps(Path(sys.argv[1]), sys.argv[2]))

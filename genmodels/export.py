@@ -182,7 +182,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Sampler:
             getattr(model, name).load_state_dict(own)
         else:
             delattr(model, name)
-    model.requires_grad_(False).eval().to(device)
+    model.requires_grad_(False).eval().place(device)
     return Sampler(model, _progress(config["progress"]), config, device, _below(CONDITIONS, tensors))
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.convolution import convolve
+
 HE_GAIN = math.sqrt(2)  # keeps the variance of activations through rectifiers (He et al. 2015)
 
 
@@ -38,12 +40,12 @@ class EqualizedConv2d(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H', W'], where H' is H, 2 H or H / 2."""
         if self.resample is None:
-            return F.conv2d(maps, self.weight * self.scale, self.bias, padding=self.padding)
+            return convolve(maps, self.weight * self.scale, self.bias, 1, self.padding)
         if self.resample == "up":
             weight = spread(self.weight * self.scale).flip(2, 3).transpose(0, 1)
-            return F.conv_transpose2d(maps, weight, self.bias, stride=2, padding=self.padding)
+            return convolve(maps, weight, self.bias, 2, self.padding, up=True)
         weight = spread(self.weight * (self.scale / 4))
-        return F.conv2d(maps, weight, self.bias, stride=2, padding=self.padding)
+        return convolve(maps, weight, self.bias, 2, self.padding)
 
 
 def spread(weight: Tensor) -> Tensor:

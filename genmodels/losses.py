@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmodels.convolution import no_weight_gradients
+
 AdversarialLoss = Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"]
 Critic = Callable[[Tensor], Tensor]
 
@@ -42,7 +44,8 @@ def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
 def gradient_norm(critic: Critic, images: Tensor) -> Tensor:
     """Norm of the critic's gradient at each image, [B], in fp32 and differentiable."""
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    with no_weight_gradients():
+        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
     return gradient.float().flatten(1).norm(dim=1)
 
 

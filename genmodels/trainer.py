@@ -68,7 +68,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ):
         self.device = torch.device(device)
-        self.model, self.config, self.open_loader = model.to(self.device), config, open_loader
+        self.model, self.config, self.open_loader = model.place(self.device), config, open_loader
         self.hooks = hooks or Hooks()
         self.rank, self.world_size = distributed.world()
         self.stages = model.stages(config.num_images, config.batch_size)

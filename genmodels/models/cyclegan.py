@@ -61,14 +61,14 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int, width: int, layers: int):
         super().__init__()
-        stack: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        stack: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         before = width
         for i in range(1, layers + 1):
             after = width * min(2**i, 8)
             stack += [
                 nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1, bias=False),
                 nn.InstanceNorm2d(after),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(0.2, inplace=True),
             ]
             before = after
         self.layers = nn.Sequential(*stack, nn.Conv2d(before, 1, 4, padding=1))
@@ -119,6 +119,7 @@ class CycleGAN(GenerativeModel):
     )
     ema_nets = ("to_b", "to_a")
     rank_buffers = ("pool_a.", "pool_b.")
+    channels_last = False
 
     def __init__(self, config: CycleGANConfig, data: DataSpec):
         super().__init__(config, data)

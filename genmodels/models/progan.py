@@ -104,7 +104,8 @@ def convolution(
     inputs: int, outputs: int, kernel_size: int = 3, resample: Literal["up", "down"] | None = None
 ) -> nn.Sequential:
     """Convolution and activation, as both networks use them; averaging comes before the activation, as official."""
-    return nn.Sequential(EqualizedConv2d(inputs, outputs, kernel_size, resample=resample), nn.LeakyReLU(0.2))
+    activation = nn.LeakyReLU(0.2, inplace=True)  # half the memory: a convolution does not need its own output
+    return nn.Sequential(EqualizedConv2d(inputs, outputs, kernel_size, resample=resample), activation)
 
 
 class Generator(nn.Module):

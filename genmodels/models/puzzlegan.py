@@ -99,12 +99,12 @@ class Generator(nn.Module):
 
 def _down(before: int, after: int) -> nn.Sequential:
     convolution = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(0.2))
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True))
 
 
 def _up(before: int, after: int) -> nn.Sequential:
     convolution = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
 
 class PuzzleGAN(GenerativeModel):

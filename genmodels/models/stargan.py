@@ -81,7 +81,7 @@ class Discriminator(nn.Module):
         before, side = channels, image_size
         while side > 3:
             after = 2 * before if layers else width
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.01)]
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.01, inplace=True)]
             before, side = after, side // 2
         self.layers = nn.Sequential(*layers)
         self.score = nn.Conv2d(before, 1, 3, padding=1, bias=False)
@@ -100,6 +100,7 @@ class StarGAN(GenerativeModel):
     batch_keys = ("image", "attributes")
     ema_nets = ("generator",)
     proof_nets = ("discriminator",)  # its attribute head reads what a user's image has
+    channels_last = False
 
     def __init__(self, config: StarGANConfig, data: DataSpec):
         super().__init__(config, data)

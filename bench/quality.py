@@ -1,0 +1,140 @@
+"""What speed buys: our DCGAN recipe against the plain script, as many minutes each, scored on images neither saw.
+
+    python -m bench.quality FOLDER_OF_CLASSES --minutes 10 --seeds 3
+
+Goes on where it stopped: a training that has its scores in data/quality is not run again. The judge is a classifier of
+labels, trained here on a third part of the images, so no recipe was tuned with it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from bench.plain import plain_script
+from bench.report import Row, conclude, row, show
+from genmodels.config import DatasetConfig, RunConfig, load_params
+from genmodels.data.loader import Loader, read_split
+from genmodels.data.prepare import prepare
+from genmodels.data.shards import open_shards
+from genmodels.metrics.evaluate import evaluate
+from genmodels.metrics.features import Extractor, train_extractor
+from genmodels.trainer import STOP, Hooks, Trainer, to_float
+from pipelines.worker import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+AIMS = {"fid": 2.0, "swd": 1.25}  # the plain script's over ours
+SIZE, WIDTH, BATCH = 32, 32, 64  # of the plain script
+Sample = Callable[[int], Tensor]  # number -> images in [-1, 1]
+
+
+def main(
+    images: Annotated[Path, typer.Argument(help="images of 32 pixels or more, a folder a class", exists=True)],
+    minutes: Annotated[float, typer.Option(help="of each training, by the clock")] = 10.0,
+    seeds: Annotated[int, typer.Option(min=1, help="trainings a side")] = 3,
+    recipe: Annotated[str | None, typer.Option(help="a name under recipes.dcgan in params.yaml")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="that a training uses")] = 2,
+) -> None:
+    """Trains both sides, seed by seed, and compares their scores."""
+    torch.set_num_threads(threads)
+    out = ROOT / "data/quality"
+    shards = out / "shards"
+    config = DatasetConfig(source=str(images.resolve()), image_size=SIZE, holdout=0.3, pyramid=False)
+    prepare("quality", config, shards, ROOT)
+    ours = load_params(ROOT / "params.yaml").run("dcgan", recipe)
+    results = out / f"{open_shards(shards).spec.digest[:8]}-{ours.digest('')}-{minutes:g}min-{threads}threads"
+    results.mkdir(parents=True, exist_ok=True)
+    judged = judge(shards)
+    sides: dict[str, Callable[[int], Sample]] = {
+        "ours": lambda seed: train_ours(ours, shards, minutes, seed),
+        "plain": lambda seed: train_plain(shards, minutes, seed),
+    }
+    for seed in range(seeds):
+        for side, train in sides.items():
+            file = results / f"{side}-{seed}.json"
+            if not file.exists():
+                file.write_text(json.dumps(score(train(seed), *judged)))
+    conclude(show(compare(results, seeds, f"{minutes:g} minutes")))
+
+
+def judge(shards: Path) -> tuple[Tensor, Extractor]:
+    """Half of the held-out images to compare with, and a classifier trained on the other half."""
+    batch, _ = read_split(shards, "test", SIZE, 10**6)
+    images, half = to_float(batch["image"]), len(batch["image"]) // 2
+    return images[:half], train_extractor(images[half:], batch["label"][half:], seed=20_011)
+
+
+def train_ours(config: RunConfig, shards: Path, minutes: float, seed: int) -> Sample:
+    """The recipe as `pipelines/train.py` would run it, without logs; its averaged generator."""
+    never = {"num_images": 10**9, "log_every": 10**9, "checkpoint_every": 10**9, "snapshot_every": 10**9}
+    train = config.train.model_copy(update={**never, "seed": seed})
+    torch.manual_seed(seed)
+    model = build_model(config.model_copy(update={"train": train}), open_shards(shards).spec)
+
+    def open_loader(stage, num_images):  # type: ignore[no-untyped-def]
+        return Loader(shards, model.batch_keys, SIZE, stage.batch_size, seed, num_images, mirror=train.mirror)
+
+    trainer = Trainer(model, train, open_loader, Hooks())
+    timer = threading.Timer(60 * minutes, lambda: trainer.ask(STOP))
+    timer.start()
+    trainer.run()
+    print(f"ours, seed {seed}: {trainer.num_images:,} images", flush=True)
+    latents = torch.Generator().manual_seed(seed)
+    return lambda num: trainer.ema.generate(model.latent(num, latents), {}, trainer.progress())
+
+
+def train_plain(shards: Path, minutes: float, seed: int) -> Sample:
+    """The script on images in memory, in an order drawn anew each epoch."""
+    torch.manual_seed(seed)
+    images = to_float(read_split(shards, "train", SIZE, 10**6)[0]["image"])
+    script = plain_script("dcgan", channels=images.shape[1], size=SIZE, latent_dim=100, width=WIDTH)
+    script.generator.apply(init)
+    script.discriminator.apply(init)
+    start, shown = time.perf_counter(), 0
+    while True:
+        for batch in images[torch.randperm(len(images))].split(BATCH):
+            if time.perf_counter() - start > 60 * minutes:
+                print(f"plain, seed {seed}: {shown:,} images", flush=True)
+                generator = script.generator.eval()
+                return lambda num: generator(2 * torch.rand(num, 100) - 1)
+            script.step({"image": batch})
+            shown += len(batch)
+
+
+def init(module: torch.nn.Module) -> None:
+    """The tutorial's initial weights."""
+    if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear):
+        torch.nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, torch.nn.BatchNorm2d):
+        torch.nn.init.normal_(module.weight, 1, 0.02)
+
+
+@torch.no_grad()
+def score(sample: Sample, real: Tensor, extractor: Extractor) -> dict[str, float]:
+    """All scores of as many samples as there are real images."""
+    parts = [sample(min(256, len(real) - start)) for start in range(0, len(real), 256)]
+    return evaluate(real, torch.cat(parts), extractor)
+
+
+def compare(results: Path, seeds: int, title: str) -> Iterator[Row]:
+    """The plain script's score over ours, by seed."""
+    for name, aim in AIMS.items():
+        ours, plain = (
+            [json.loads((results / f"{side}-{seed}.json").read_text())[name] for seed in range(seeds)]
+            for side in ("ours", "plain")
+        )
+        words = [f"{statistics.median(side):.1f}" for side in (ours, plain)]
+        yield row(f"quality dcgan {name}, {title}", [b / a for a, b in zip(ours, plain, strict=True)], aim, *words)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,71 @@
+"""The plain scripts that speed is measured against do the mathematics of our models: equal losses, equal gradients."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.cases import CASES, Case
+from genmodels.model import Noise
+from genmodels.trainer import to_float
+
+SMALL = [replace(case, batch_size=min(case.batch_size, 4)) for case in CASES]
+SMALL = [case for case in SMALL if case.name not in ("progan 64 px", "progan 128 px")]  # 32 px has every layer
+
+
+class GlobalNoise(Noise):
+    """Draws from torch's own generator, as scripts do."""
+
+    def __init__(self, *_):
+        pass
+
+    def normal(self, num, *shape):
+        return torch.randn(num, *shape)
+
+    def uniform(self, num, *shape):
+        return torch.rand(num, *shape)
+
+    def integers(self, high, num, *shape):
+        return torch.randint(high, (num, *shape))
+
+
+def record(optimizers) -> list[list[torch.Tensor]]:
+    """The gradients of every update to come, in a list that grows."""
+    updates = []
+
+    def note(optimizer, *_):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        updates.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(note)
+        for group in optimizer.param_groups:  # Adam's first step is the gradient's sign, which rounding may turn over
+            group["lr"] = group["base_lr"] = 1e-7
+    return updates
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_the_plain_script_has_our_losses_and_gradients(case: Case, monkeypatch):
+    monkeypatch.setattr("genmodels.trainer.Noise", GlobalNoise)
+    trainer, batch = case.trainer(), case.batch(0)
+    script = case.script(trainer.model)
+    losses, step = [], trainer.model.training_step
+
+    def noted_step(*arguments):
+        output = step(*arguments)
+        losses.append(sum(loss.item() for loss in output.losses.values()))
+        return output
+
+    trainer.model.training_step = noted_step
+    ours, plain = record(trainer.optimizers.values()), record(script.optimizers)
+    torch.manual_seed(1)
+    trainer.train_step(trainer._to_device({key: batch[key] for key in trainer.model.batch_keys}))
+    torch.manual_seed(1)
+    plain_losses = script.step({k: to_float(v) if v.dtype == torch.uint8 else v for k, v in batch.items()})
+
+    assert losses == pytest.approx([loss.item() for loss in plain_losses], rel=1e-3, abs=1e-4)
+    assert len(ours) == len(plain) == len(losses)
+    for mine, theirs in zip(ours, plain, strict=True):
+        size = torch.stack([gradient.norm() for gradient in theirs]).norm()
+        for own, other in zip(mine, theirs, strict=True):
+            assert (own - other).norm() < 2e-3 * other.norm() + 1e-5 * size
