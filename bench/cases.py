@@ -56,10 +56,7 @@ class Case:
         """Our side, at the start of its last stage."""
         torch.manual_seed(0)
         cls = model_class(self.model)
-        settings = dict(self.settings)
-        if self.model == "progan":
-            settings |= {"start_size": self.image_size}
-        model = cls(cls.Config(**settings), self.spec())
+        model = cls(cls.Config(**self.settings), self.spec())
         config = TrainConfig(num_images=10**9, batch_size=self.batch_size, precision=precision, log_every=10**9)
         trainer = Trainer(model, config, lambda *_: None, device=device)  # type: ignore[arg-type, return-value]
         trainer.stage_index = len(trainer.stages) - 1
@@ -101,7 +98,7 @@ def used_parameters(net: nn.Module, image_size: int) -> list[Tensor]:
 def progan(size: int, batch_size: int, **aim: float) -> Case:
     """Sixteenths of the paper's channels at large sizes, as public comparisons on CPUs have it."""
     sizes = {"latent_dim": 128, "fmap_base": 2048, "fmap_max": 128}
-    return Case("progan", size, batch_size, sizes, sizes, aim=aim)
+    return Case("progan", size, batch_size, {**sizes, "start_size": size}, sizes, aim=aim)
 
 
 CASES = [
