@@ -155,6 +155,8 @@ class Trainer:
             getattr(self.ema, name).load_state_dict(values)
         for name, values in state["optimizers"].items():
             settings = self.optimizers[name].state_dict()["param_groups"]  # as configured now, which a sweep may change
+            pairs = zip(settings, values["param_groups"], strict=True)
+            settings = [{**group, "lr": saved["lr"]} for group, saved in pairs]  # the schedule's, until the next step
             self.optimizers[name].load_state_dict({**values, "param_groups": settings})
         if state["ranks"]:
             self.model.load_state_dict(state["ranks"][self.rank % len(state["ranks"])], strict=False)
