@@ -51,10 +51,11 @@ def restart_row(table) -> Callable[..., Row]:
         number: int, fault: str, training: Training, strike: Strike, expected: Training, sessions=RAY_SESSIONS, **values
     ):
         start = training.resumption(strike)
+        lost = strike.num_images - start["num_images"]  # below 0 where other ranks went on to a checkpoint
         measured = {
             "detected": detection(strike, sessions),
             "resumed": start["time"] - strike.time,
-            "repeated": strike.num_images - start["num_images"],
+            "repeated": max(0, lost),
             "equal": training.weights == expected.weights,
         }
         return table(number, fault, f"rank {strike.rank}, step {strike.step}", **(measured | values))

@@ -19,7 +19,7 @@ def with_workers(num: int) -> str:
 
 def assert_resumed(row, training: Training) -> None:
     assert row.resumed <= training.patience
-    assert 0 <= row.repeated <= training.scale.checkpoint_every + IN_WRITING
+    assert row.repeated <= training.scale.checkpoint_every + IN_WRITING
     assert row.equal
 
 
