@@ -152,12 +152,12 @@ class Tracker:
 
     def _connect(self) -> None:
         """Finds or creates the MLflow run, and learns from it what it has already."""
-        mlflow = connected()
-        client = mlflow.MlflowClient()
+        experiment = experiment_id()  # before any client: one that finds no store makes it, beside another that does
+        client = connected().MlflowClient()
         run_id = self.run.info["mlflow_run_id"]
         if run_id is None or not _exists(client, run_id):
             began = int(self.run.info["created"] * 1000)
-            run_id = client.create_run(experiment_id(), began, self.tags, self.run.name).info.run_id
+            run_id = client.create_run(experiment, began, self.tags, self.run.name).info.run_id
             self.run.update(mlflow_run_id=run_id)
         stored = client.get_run(run_id)
         _log_params(client, run_id, self.params, known=stored.data.params)

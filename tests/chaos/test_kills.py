@@ -104,7 +104,7 @@ def test_a_stopped_worker_is_found_and_replaced(chaos_project, seed, restart_row
 
 def driver_is_asked_to_end(project, kind, scale, num_workers, seed, table, expected) -> None:
     """Sends the driver a signal, as a machine does that is taken away in 30 s, and gives its command again."""
-    ((rank, step),) = random_places(seed, 1, max(num_workers, 1), scale.num_steps)
+    ((rank, step),) = random_places(seed, 1, max(num_workers, 1), scale.num_steps - 4)  # the vote to stop takes some
     fault = f"{kind} rank={rank} step={step} target=driver"
     training = Training(project, f"{kind}-{num_workers}", scale, num_workers, (fault,))
     training.settings["models.progan.train.checkpoint_every"] = 10**6  # only the one that is asked for

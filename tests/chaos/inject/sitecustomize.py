@@ -52,6 +52,8 @@ class Fault:
             return
         if self.kind in SIGNALS:
             os.kill(victim(self.target), SIGNALS[self.kind])
+            while self.kind in ("term", "int") and trainer._wishes.empty():
+                time.sleep(0.01)  # till the worker is told: a short training would be over before
         elif self.kind == "nan":
             spoil(trainer.model, self.phase)
         elif self.kind == "fill":
