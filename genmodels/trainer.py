@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genmodels import distributed
+from genmodels.adam import Adam
 from genmodels.config import TrainConfig
 from genmodels.model import Batch, GenerativeModel, Noise, Phase, Progress, Stage
 
@@ -154,10 +155,7 @@ class Trainer:
         for name, values in state["ema"].items():
             getattr(self.ema, name).load_state_dict(values)
         for name, values in state["optimizers"].items():
-            settings = self.optimizers[name].state_dict()["param_groups"]  # as configured now, which a sweep may change
-            pairs = zip(settings, values["param_groups"], strict=True)
-            settings = [{**group, "lr": saved["lr"]} for group, saved in pairs]  # the schedule's, until the next step
-            self.optimizers[name].load_state_dict({**values, "param_groups": settings})
+            self.optimizers[name].load_state_dict(values)
         if state["ranks"]:
             self.model.load_state_dict(state["ranks"][self.rank % len(state["ranks"])], strict=False)
         self.step, self.num_images, self.stage_index = state["step"], state["num_images"], state["stage_index"]
@@ -185,9 +183,8 @@ class Trainer:
         distributed.average([*gradients, check, *self._shared_buffers()])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         optimizer = self.optimizers[phase.name]
-        vars(optimizer)["found_inf"] = (~torch.isfinite(norm + check)).float()  # Adam skips the update where this is 1
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.model.lr_scale(phase, progress)
+        optimizer.skip = (~torch.isfinite(norm + check)).float()
+        optimizer.lr = optimizer.config.lr * self.model.lr_scale(phase, progress)
         for name, value in {**losses, **stats, "gradient_norm": norm}.items():
             self._interval.add(f"{phase.name}/{name}", value)
 
@@ -268,17 +265,8 @@ class Trainer:
 
     # Small things
 
-    def _new_optimizers(self) -> dict[str, torch.optim.Adam]:
-        return {
-            name: torch.optim.Adam(
-                [{"params": self.parameters[name], "base_lr": config.lr}],
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                fused=True,
-            )
-            for name, config in self.model.optimizers().items()
-        }
+    def _new_optimizers(self) -> dict[str, Adam]:
+        return {name: Adam(self.parameters[name], config) for name, config in self.model.optimizers().items()}
 
     def _stage_start(self, index: int) -> int:
         return sum(stage.num_images for stage in self.stages[:index])

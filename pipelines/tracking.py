@@ -20,6 +20,7 @@ from pipelines.run import Event, Run, read_events
 
 EXPERIMENT = "genmodels"
 MAX_BATCH = 900  # metrics a call; MLflow takes 1,000
+PATIENCE = 10.0  # seconds that MLflow waits for a first step
 
 
 def connected() -> Any:
@@ -108,6 +109,7 @@ class Tracker:
         return self._send_new()
 
     def _follow(self) -> None:
+        self._let_begin()
         pause = 1.0
         while True:
             last = self._stop.is_set()
@@ -121,6 +123,14 @@ class Tracker:
                     self._monitor.finish()
                 return
             self._stop.wait(pause)
+
+    def _let_begin(self) -> None:
+        """Waits for the first step for a while: importing MLflow holds up a training in this process by its 2 s."""
+        latest = time.monotonic() + PATIENCE
+        while not self._stop.is_set() and time.monotonic() < latest:
+            if any(event["num_images"] for event in self.run.events()):
+                return
+            self._stop.wait(0.2)
 
     def _send_new(self) -> int:
         if not self._connected:

@@ -144,7 +144,7 @@ def test_a_non_finite_update_is_skipped_wholly(bad):
     with pytest.raises(NonFiniteError, match="toy: phase 'one', term 'loss' became"):
         trainer.run()
     assert model.a.weight.item() == pytest.approx(adam(list(good.values())), rel=1e-6)
-    (state,) = trainer.optimizers["one"].state.values()
+    (state,) = trainer.optimizers["one"].moments.values()
     assert state["step"].item() == 3 and state["exp_avg"].isfinite() and state["exp_avg_sq"].isfinite()
 
 
