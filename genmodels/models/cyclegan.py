@@ -159,11 +159,16 @@ class CycleGAN(GenerativeModel):
         for name, real in (("a", a), ("b", b)):
             discriminator, pool = getattr(self, f"discriminator_{name}"), getattr(self, f"pool_{name}")
             fake = pool.exchange(scratch[f"fake_{name}"], noise)
-            losses[name] = 0.5 * discriminator_loss("least_squares", discriminator(real), discriminator(fake))
+            logits = discriminator(torch.cat([real, fake])).chunk(2)  # instance norm keeps images apart
+            losses[name] = 0.5 * discriminator_loss("least_squares", *logits)
         return StepOutput(losses)
 
     def _generators_step(self, a: Tensor, b: Tensor, scratch: dict[str, Any]) -> StepOutput:
-        fake_b, fake_a = self.to_b(a), self.to_a(b)
+        if self.config.identity_weight:
+            fake_b, same_b = self.to_b(torch.cat([a, b])).chunk(2)
+            fake_a, same_a = self.to_a(torch.cat([b, a])).chunk(2)
+        else:
+            fake_b, fake_a = self.to_b(a), self.to_a(b)
         scratch["fake_a"], scratch["fake_b"] = fake_a.detach(), fake_b.detach()
         cycle = F.l1_loss(self.to_a(fake_b), a) + F.l1_loss(self.to_b(fake_a), b)
         losses = {
@@ -172,7 +177,7 @@ class CycleGAN(GenerativeModel):
             "cycle": self.config.cycle_weight * cycle,
         }
         if self.config.identity_weight:
-            identity = F.l1_loss(self.to_a(a), a) + F.l1_loss(self.to_b(b), b)
+            identity = F.l1_loss(same_a, a) + F.l1_loss(same_b, b)
             losses["identity"] = self.config.identity_weight * self.config.cycle_weight * identity
         return StepOutput(losses)
 
