@@ -51,9 +51,10 @@ class CodeEncoder(Encoder):
         """[B, C, S, S] -> [B, Z]."""
         codes = super().forward(images)
         if self.training:
-            noted = codes.detach().float()
-            self.first.lerp_(noted.mean(0), MOMENTUM)
-            self.second.lerp_(noted.T @ noted / len(noted), MOMENTUM)
+            with torch.autocast(codes.device.type, enabled=False):
+                noted = codes.detach().float()
+                self.first.lerp_(noted.mean(0), MOMENTUM)
+                self.second.lerp_(noted.T @ noted / len(noted), MOMENTUM)
         return codes
 
     def train(self, mode: bool = True) -> CodeEncoder:

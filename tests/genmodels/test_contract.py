@@ -220,6 +220,14 @@ def test_declared_names_exist(name, sprites_data):
         assert set(stage.phases or ()) <= {phase.name for phase in model.phases}
 
 
+@every_model
+def test_bf16_trains_finite_weights_of_fp32(name, sprites_data):
+    trainer = make_trainer(name, sprites_data, precision="bf16", checkpoint_every=NUM_IMAGES)
+    trainer.run()
+    for key, value in [*trainer.model.state_dict().items(), *trainer.ema.state_dict().items()]:
+        assert value.dtype != torch.bfloat16 and value.isfinite().all(), key
+
+
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 

@@ -48,14 +48,18 @@ def mlflow_states(project: Project) -> dict[str, str]:
 
 
 @pytest.mark.chaos
-def test_a_killed_sweep_goes_on_and_repeats_no_trial(project):
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_was_ended_goes_on_and_repeats_no_trial(kind, project):
     child = subprocess.Popen([*COMMAND, "--num-trials", "5"], env=project.environment, cwd=project.root)
     deadline = time.monotonic() + 240
     while not list(project.runs.glob("sweeps/*/trial-*")) or sum(_ended(project)) < 2:
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    os.kill(child.pid, kind)
+    assert child.wait(60) == (-kind if kind == signal.SIGKILL else 130)
+    if kind != signal.SIGKILL:
+        assert the_sweep(project).info["status"] == "stopped"
+        assert "RUNNING" not in mlflow_states(project).values()
     before = {trial.name: trial.events() for trial in the_sweep(project).trials() if _is_ended(trial.folder)}
     done = tune(project, "--num-trials", "5")
     assert done.returncode == 0, done.stderr
