@@ -14,7 +14,7 @@ from bench.end_to_end import end_to_end_rows
 from bench.loader import loader_rows
 from bench.report import Row, conclude, show
 from bench.start_up import start_up_rows
-from bench.steps import memory_rows, sampling_rows, step_rows
+from bench.steps import limit_rows, memory_rows, sampling_rows, step_rows
 
 
 def main(
@@ -33,6 +33,7 @@ def rows(only: str, rounds: int) -> Iterator[Row]:
             yield from step_rows(only, rounds, threads, precision)
         yield from sampling_rows(only, rounds, precision)
         yield from memory_rows(only, rounds, precision)
+    yield from limit_rows(only, rounds)
     yield from loader_rows(only, rounds)
     yield from end_to_end_rows(only, min(rounds, 3))
 

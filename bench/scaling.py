@@ -24,37 +24,46 @@ from genmodels.data.fields import DataSpec
 from genmodels.model import model_class
 from genmodels.trainer import Trainer
 
-CASES: dict[str, tuple[dict[str, Any], int, int]] = {  # settings, side, images a rank
-    "dcgan": ({"width": 32, "discriminator_width": 32}, 32, 32),
-    "vae": ({"latent_dim": 16, "width": 16}, 32, 64),
-}
+PROGAN = {"latent_dim": 128, "fmap_base": 2048, "fmap_max": 128}
+CASES: list[tuple[str, dict[str, Any], int, int]] = [  # model, settings, side, images a rank
+    ("dcgan", {"width": 32, "discriminator_width": 32}, 32, 32),
+    ("vae", {"latent_dim": 16, "width": 16}, 32, 64),
+    ("progan", {**PROGAN, "start_size": 4}, 4, 16),
+    ("progan", {**PROGAN, "start_size": 16}, 16, 16),
+    ("progan", {**PROGAN, "start_size": 32}, 32, 16),
+]
 NUM_STEPS = 12
 RANKS = (1, 2, 4)
 
 
 def main() -> None:
-    """Prints a line a case and number of ranks."""
-    print("| model | ranks | parameters, MB | step, ms | all-reduce of a step, ms | share |\n|---|---|---|---|---|---|")
-    for model in CASES:
+    """Prints a line a case and number of ranks; the speed-up is in images/s over one rank's."""
+    print(
+        "| model | ranks | speed-up | parameters, MB | step, ms | all-reduce of a step, ms | share |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for case in CASES:
+        alone = 0.0
         for num_ranks in RANKS:
             with tempfile.TemporaryDirectory() as folder:
-                mp.spawn(_rank, (num_ranks, model, folder), nprocs=num_ranks)
+                mp.spawn(_rank, (num_ranks, case, folder), nprocs=num_ranks)
                 step, average, size = json.loads(Path(folder, "0.json").read_text())
-            share = average / step
+            alone = alone or step
             print(
-                f"| {model} | {num_ranks} | {size:.1f} | {1e3 * step:.0f} | {1e3 * average:.1f} | {share:.0%} |",
+                f"| {case[0]} {case[2]} px | {num_ranks} | {num_ranks * alone / step:.2f} | {size:.1f} | "
+                f"{1e3 * step:.0f} | {1e3 * average:.1f} | {average / step:.0%} |",
                 flush=True,
             )
 
 
-def _rank(rank: int, num_ranks: int, name: str, folder: str) -> None:
+def _rank(rank: int, num_ranks: int, case: tuple[str, dict[str, Any], int, int], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
-    settings, side, share = CASES[name]
+    name, settings, side, share = case
     cls = model_class(name)
     model = cls(cls.Config(**settings), DataSpec("noise", 3, side, (side,), num_train=64, num_test=0))
     config = TrainConfig(num_images=10**9, batch_size=share * num_ranks, precision="fp32", log_every=10**9)
-    trainer = Trainer(model, config, lambda *_: None)
+    trainer = Trainer(model, config, lambda *_: None)  # type: ignore[arg-type, return-value]
     batch = {"image": torch.rand(share, 3, side, side) * 2 - 1}
     gradients = [[torch.zeros_like(p) for p in parameters] for parameters in trainer.parameters.values()]
 

@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from bench.cases import CASES, Case
 from bench.report import Row, alternate, row
@@ -66,6 +69,40 @@ def step_rows(only: str, rounds: int, threads: int, precision: str) -> Iterator[
         if only not in name:
             continue
         yield compare(name, case, both_sides(case, precision), rounds, aim_of(case.aim.get(precision), precision))
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations of convolutions and products; torch's own counter fails at double backward."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs `func`."""
+        outcome = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=outcome)
+        return outcome
+
+
+def limit_rows(only: str, rounds: int) -> Iterator[Row]:
+    """Every case against the time that its convolutions and matrix products take at the rate of a large product."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(1024, 1024)
+    for case in CASES:
+        name = f"share of the matrix rate, {case.name}, fp32, 1 thread"
+        if only not in name:
+            continue
+        ours, _ = both_sides(case, "fp32")
+        with Operations() as counter:
+            ours()
+        share = counter.total / (2 * len(matrix) ** 3)
+
+        def least(share: float = share) -> float:
+            return share * seconds(lambda: matrix @ matrix)
+
+        ratios, mine, limit = alternate(lambda action=ours: seconds(action), least, rounds)  # type: ignore[misc]
+        gc.collect()
+        yield row(name, ratios, None, f"{counter.total / mine / 1e9:.3g} GFLOP/s", f"{counter.total / limit / 1e9:.3g}")
 
 
 def sampling_rows(only: str, rounds: int, precision: str) -> Iterator[Row]:
