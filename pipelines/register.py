@@ -51,7 +51,9 @@ def _of_run(reference: str) -> tuple[str, int, bool]:
         return run.config.model, made["version"], made["champion"]
     if found := registry.of_run(reference):
         return *found, False
-    raise UserError(f"no run {reference!r} here, nor a version of it; runs: {', '.join(each.name for each in runs)}")
+    raise UserError(
+        f"no run {reference!r} here, nor a version of it; runs: {', '.join(each.name for each in runs) or 'none'}"
+    )
 
 
 def _result(model: Path, scores: Path | None) -> tuple[str, int, bool]:
