@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -186,12 +187,15 @@ def run(
     if not commands:
         return []
     reaper.start()
-    signal.signal(signal.SIGTERM, _interrupted)
-    signal.signal(signal.SIGINT, _interrupted)  # a shell's background job ignores it, and so would its children
+    _handle(signal.default_int_handler)
     waiting, running, outcomes = list(commands), list[_Child](), list[Outcome]()
     with cluster.shared(compute) as (room, environment):
+        interrupts = _Interrupts()
+        _handle(interrupts)
         try:
             while waiting or running:
+                if interrupts.seen:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < (at_once or room()):
                     name = waiting.pop(0)
                     running.append(_Child(name, commands[name], environment))
@@ -206,8 +210,23 @@ def run(
     return outcomes
 
 
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)  # a shell's background job ignores it, and so would its children
+
+
+class _Interrupts:
+    """A signal handler. The first Ctrl-C or SIGTERM waits to be seen, so that no child is lost while it starts.
+
+    The next raises KeyboardInterrupt wherever this process stands.
+    """
+
+    seen = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.seen += 1
+        if self.seen > 1:
+            raise KeyboardInterrupt
 
 
 def _end(running: Iterable[_Child], interrupt: int) -> None:

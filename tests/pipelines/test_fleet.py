@@ -101,12 +101,12 @@ def test_an_interrupted_fleet_lets_its_trainings_end_in_order(number, tmp_path):
         f"def end(*_): pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch(); sys.exit(1)\n"
         "signal.signal(signal.SIGTERM, end)\n"
         "print('ready', flush=True)\n"
-        "time.sleep(600)"
+        "while True: time.sleep(0.1)"  # one long sleep would miss a signal that comes just before it
     )
     process, family = started(code)
     process.send_signal(number)
-    process.communicate(timeout=30)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert process.returncode != 0 and not alive
     assert len(list(tmp_path.iterdir())) == 2
 
