@@ -14,29 +14,22 @@ import contextlib
 import io
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from bench.cases import CASES, Case
-from bench.report import Row, alternate, row, show
-from bench.steps import both_sides, seconds
+from bench.report import Row, show
+from bench.steps import Action, both_sides, compare
 from genmodels.trainer import to_float
 
-Step = Callable[[], Any]
 
-
-def pro_gan_pth(case: Case) -> Step:
+def pro_gan_pth(case: Case) -> Action:
     """One update of the critic and one of the generator, and its averaged weights."""
-    for name in (
-        "torchvision",
-        "torchvision.utils",
-        "torchvision.transforms",
-        "torch.utils.tensorboard",
-    ):  # for pictures
-        sys.modules.setdefault(name, _Anything(name))
+    for name in ("torchvision", "torchvision.utils", "torchvision.transforms", "torch.utils.tensorboard"):
+        sys.modules.setdefault(name, _Anything(name))  # it imports them for pictures alone
     from pro_gan_pytorch import custom_layers, gan, losses, networks
 
     theirs, since = custom_layers.EqualizedConvTranspose2d, torch.nn.ConvTranspose2d._output_padding
@@ -61,7 +54,7 @@ def pro_gan_pth(case: Case) -> Step:
     return step
 
 
-def pythae(case: Case) -> Step:
+def pythae(case: Case) -> Action:
     """One update of its VAE."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -106,17 +99,16 @@ class _Anything(ModuleType):
         return lambda *_, **__: None
 
 
-PEERS: dict[str, Callable[[Case], Step]] = {"progan": pro_gan_pth, "vae": pythae}
+PEERS: dict[str, Callable[[Case], Action]] = {"progan": pro_gan_pth, "vae": pythae}
 
 
-def compare(case: Case, rounds: int) -> Row:
-    """CPU seconds of one thread, ours and the peer's in turn."""
-    peer = PEERS[case.model]
-    ours, theirs = both_sides(case, "fp32")[0], peer(case)
-    ours(), theirs()  # the first call builds kernels
-    ratios, mine, other = alternate(lambda: seconds(ours), lambda: seconds(theirs), rounds)
-    name = f"step {case.name}, batch {case.batch_size}, fp32, 1 thread, against {peer.__name__}"
-    return row(name, ratios, None, f"{case.batch_size / mine:.3g} images/s", f"{case.batch_size / other:.3g}")
+def peer_rows(rounds: int) -> Iterator[Row]:
+    """Ours and the peer's in turn, on one thread."""
+    torch.set_num_threads(1)
+    for case in CASES:
+        if peer := PEERS.get(case.model):
+            name = f"step {case.name}, batch {case.batch_size}, fp32, 1 thread, against {peer.__name__}"
+            yield compare(name, case, (both_sides(case, "fp32")[0], peer(case)), rounds, aim=None)
 
 
 def main() -> None:
@@ -126,8 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     sys.path.append(options.folder)
-    torch.set_num_threads(1)
-    show(compare(case, options.rounds) for case in CASES if case.model in PEERS)
+    show(peer_rows(options.rounds))
 
 
 if __name__ == "__main__":

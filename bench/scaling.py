@@ -1,6 +1,6 @@
 """Ranks on this machine against docs/scaling.md: the step's time without and with averaging, and the averaging alone.
 
-    python bench/scaling.py
+    python -m bench.scaling
 
 Every rank has one thread and the same batch of its own, so that a perfect machine takes as long with four as with one.
 """
@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bench.cases import Case, progan
 from genmodels import distributed
-from genmodels.config import TrainConfig
-from genmodels.data.fields import DataSpec
-from genmodels.model import model_class
-from genmodels.trainer import Trainer
 
-PROGAN = {"latent_dim": 128, "fmap_base": 2048, "fmap_max": 128}
-CASES: list[tuple[str, dict[str, Any], int, int]] = [  # model, settings, side, images a rank
-    ("dcgan", {"width": 32, "discriminator_width": 32}, 32, 32),
-    ("vae", {"latent_dim": 16, "width": 16}, 32, 64),
-    ("progan", {**PROGAN, "start_size": 4}, 4, 16),
-    ("progan", {**PROGAN, "start_size": 16}, 16, 16),
-    ("progan", {**PROGAN, "start_size": 32}, 32, 16),
+CASES = [  # the batch is a rank's own
+    Case("dcgan", 32, 32, {"width": 32, "discriminator_width": 32}, plain={}),
+    Case("vae", 32, 64, {"latent_dim": 16, "width": 16}, plain={}),
+    *(progan(size, 16) for size in (4, 16, 32)),
 ]
 NUM_STEPS = 12
 RANKS = (1, 2, 4)
@@ -50,21 +45,17 @@ def main() -> None:
                 step, average, size = json.loads(Path(folder, "0.json").read_text())
             alone = alone or step
             print(
-                f"| {case[0]} {case[2]} px | {num_ranks} | {num_ranks * alone / step:.2f} | {size:.1f} | "
+                f"| {case.name} | {num_ranks} | {num_ranks * alone / step:.2f} | {size:.1f} | "
                 f"{1e3 * step:.0f} | {1e3 * average:.1f} | {average / step:.0%} |",
                 flush=True,
             )
 
 
-def _rank(rank: int, num_ranks: int, case: tuple[str, dict[str, Any], int, int], folder: str) -> None:
+def _rank(rank: int, num_ranks: int, case: Case, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
-    name, settings, side, share = case
-    cls = model_class(name)
-    model = cls(cls.Config(**settings), DataSpec("noise", 3, side, (side,), num_train=64, num_test=0))
-    config = TrainConfig(num_images=10**9, batch_size=share * num_ranks, precision="fp32", log_every=10**9)
-    trainer = Trainer(model, config, lambda *_: None)  # type: ignore[arg-type, return-value]
-    batch = {"image": torch.rand(share, 3, side, side) * 2 - 1}
+    trainer = replace(case, batch_size=num_ranks * case.batch_size).trainer()
+    batch = {"image": torch.rand(case.batch_size, 3, case.image_size, case.image_size) * 2 - 1}
     gradients = [[torch.zeros_like(p) for p in parameters] for parameters in trainer.parameters.values()]
 
     def average() -> None:

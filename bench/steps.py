@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,9 @@ def limit_rows(only: str, rounds: int) -> Iterator[Row]:
         ours, _ = both_sides(case, "fp32")
         with Operations() as counter:
             ours()
-        share = counter.total / (2 * len(matrix) ** 3)
-
-        def least(share: float = share) -> float:
-            return share * seconds(lambda: matrix @ matrix)
-
-        ratios, mine, limit = alternate(lambda action=ours: seconds(action), least, rounds)  # type: ignore[misc]
+        products = counter.total / (2 * len(matrix) ** 3)
+        ratios, mine, product = alternate(partial(seconds, ours), partial(seconds, lambda: matrix @ matrix), rounds)
+        ratios, limit = [products * ratio for ratio in ratios], products * product
         gc.collect()
         yield row(name, ratios, None, f"{counter.total / mine / 1e9:.3g} GFLOP/s", f"{counter.total / limit / 1e9:.3g}")
 
