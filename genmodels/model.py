@@ -185,6 +185,7 @@ class GenerativeModel(nn.Module):
     output_key: str = "image"  # the data set's images that samples are compared with
     ema_nets: tuple[str, ...]  # the networks that sampling needs; averaged and exported
     proof_nets: tuple[str, ...] = ()  # exported besides, as they are, because the proofs look at them
+    least_share: int = 1  # images of a batch that each rank needs: 2 where an image is set against another one
     rank_buffers: tuple[str, ...] = ()  # prefixes of buffers that differ between ranks (image pools)
     simultaneous: bool = False  # True: all phases' gradients first, then all optimiser steps
     channels_last: bool = True  # the memory layout of convolutions; instance normalisation has no fast path in it

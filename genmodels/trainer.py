@@ -73,7 +73,7 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.rank, self.world_size = distributed.world()
         self.stages = model.stages(config.num_images, config.batch_size)
-        check_stages(self.stages, self.world_size)
+        check_stages(self.stages, self.world_size, model.least_share)
         distributed.broadcast(list(model.state_dict().values()))
         self.ema = averaged_copy(model)
         self.parameters = {phase.name: list(_parameters(model, phase.nets)) for phase in model.phases}
@@ -286,13 +286,14 @@ class Trainer:
         return bool(self.model.rank_buffers) and name.startswith(self.model.rank_buffers)
 
 
-def check_stages(stages: Iterable[Stage], num_workers: int) -> None:
-    """ValueError where a stage's global batch does not divide by the number of workers."""
+def check_stages(stages: Iterable[Stage], num_workers: int, least_share: int = 1) -> None:
+    """ValueError where a stage's global batch does not divide by the number of workers, or is too small for them."""
     for stage in stages:
+        what = f"batch_size {stage.batch_size} of stage {stage.name!r}"
         if stage.batch_size % max(num_workers, 1):
-            raise ValueError(
-                f"batch_size {stage.batch_size} of stage {stage.name!r} does not divide by {num_workers} workers"
-            )
+            raise ValueError(f"{what} does not divide by {num_workers} workers")
+        if stage.batch_size < least_share * max(num_workers, 1):
+            raise ValueError(f"{what} is too small: this model needs {least_share} images a worker")
 
 
 def averaged_copy(model: GenerativeModel) -> GenerativeModel:

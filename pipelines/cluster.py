@@ -40,8 +40,10 @@ RAY_SETTINGS = {
 SIDE_BY_SIDE = "GENMODELS_SIDE_BY_SIDE"  # set where other trainings share the cluster
 
 
-def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig:
-    """`num_workers: auto` as a number: the most of one a GPU that divides every batch; one without GPUs.
+def resolve(compute: ComputeConfig, batch_sizes: Iterable[int], least_share: int) -> ComputeConfig:
+    """`num_workers: auto` as a number: the most of one a GPU that share every batch evenly; one without GPUs.
+
+    A share is at least `least_share` images.
 
     On two shared cores, two workers of the small recipes took as long as one: every step waits for the slower.
     UserError where RAY_ADDRESS names a cluster that should not be joined.
@@ -52,8 +54,9 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int]) -> ComputeConfig
     if compute.num_workers != "auto":
         return compute
     most = 1 if SIDE_BY_SIDE in os.environ else _num_gpus(compute) or 1
-    fitting = [num for num in range(1, most + 1) if all(size % num == 0 for size in batch_sizes)]
-    return compute.model_copy(update={"num_workers": fitting[-1]})
+    sizes = list(batch_sizes)
+    fitting = [num for num in range(2, most + 1) if all(n % num == 0 and n // num >= least_share for n in sizes)]
+    return compute.model_copy(update={"num_workers": max(fitting, default=1)})
 
 
 def train(run: Run, attempt: str, extractor: Path, compute: ComputeConfig, until: int | None = None) -> None:

@@ -57,6 +57,8 @@ def show(result: dict[str, Any]) -> None:
     for proof in result["proofs"]:
         shown = "shown" if proof["holds"] else "NOT shown"
         print(f"{shown}: {proof['claim']}: {proof['measured']:.4g} against {proof['baseline']:.4g} {proof['unit']}")
+    if result["protocol"]["split"] == "train":
+        print("the data set holds nothing out: scores are those of training images, and nothing is proved")
 
 
 def summary(result: dict[str, Any]) -> dict[str, float]:
@@ -89,6 +91,8 @@ def evaluate(
 
     info, model = sampler.info, sampler.model
     spec = DataSpec.from_json(info["data"])
+    if domain := info["info"].get("domain"):  # that it was trained on, whatever params.yaml says now
+        config = config.model_copy(update={"train": config.train.model_copy(update={"domain": domain})})
     path = shards(spec.name)
     if open_shards(path).spec.digest != spec.digest:
         raise UserError(f"{path} holds other data than {info['model']} was trained on (digest {spec.digest[:12]})")
@@ -115,7 +119,8 @@ def evaluate(
         "scores": scores,
         "real_vs_real": reference_scores(judge.reals(model, size), extractor),
         "protocol": judge.protocol(model, size).to_json(),
-        "proofs": [asdict(proof) for proof in model.proofs(context)],
+        # Proofs speak of held-out images.
+        "proofs": [asdict(proof) for proof in model.proofs(context)] if spec.num_test else [],
     }
     return result, model.pictures(context)
 

@@ -112,15 +112,16 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     if size and size not in spec.sizes:
         raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
     domain = spec.domain_of_image(config.train.domain)
+    _check_judged(spec)
     with torch.device("meta"):
         model = build_model(config, spec)
     for key in model.batch_keys:
         if key not in spec.keys:
             raise ValueError(f"{config.model} needs {key!r}, data set {spec.name} offers {_words(spec.keys)}")
     stages = model.stages(config.train.num_images, config.train.batch_size)
-    compute = cluster.resolve(compute, [stage.batch_size for stage in stages])
+    compute = cluster.resolve(compute, [stage.batch_size for stage in stages], model.least_share)
     for num_workers in compute.worker_counts:
-        check_stages(stages, num_workers)
+        check_stages(stages, num_workers, model.least_share)
     for stage in stages:
         if stage.image_size not in spec.sizes:
             raise ValueError(
@@ -131,6 +132,17 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     title = f"{config.model} on {config.dataset}{f', domain {domain}' if domain else ''} ({spec.num_train:,} images)"
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in model.named_children()}
     return Plan(title, sizes, stages, compute)
+
+
+def _check_judged(spec: DataSpec) -> None:
+    """ValueError where a snapshot would have too few held-out images to be scored by."""
+    from genmodels.metrics.images import FEWEST
+
+    num = (spec.num_test or spec.num_train) // max(1, len(spec.domains))
+    if num < FEWEST:
+        which = f"holds out {num}" if spec.num_test else f"has {num}"
+        more = f"add some, or raise datasets.{spec.name}.holdout"
+        raise ValueError(f"{spec.name} {which} of the {FEWEST} images that a score takes at least: {more}")
 
 
 def _check_cache(config: RunConfig, model: GenerativeModel, stages: tuple[Stage, ...], cache: ShardCache) -> None:

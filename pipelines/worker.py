@@ -155,6 +155,7 @@ def _hooks(run: Run, log: EventLog, judge: Judge, checkpoints: Checkpoints) -> H
         score = scores[model.metric.name]
         best = _best_before(run, model, progress.num_images)
         info = {"run": run.name, "images shown": progress.num_images, f"score ({model.metric.name})": score}
+        info |= {"domain": judge.domain or "all"} if judge.spec.domains else {}
         export.save(run.folder / "last", model, progress, info, conditions)
         if final_size:
             ranked[progress.num_images] = score

@@ -34,9 +34,18 @@ class Protocol:
     data_digest: str  # of the real images' data set
     split: str  # that the real images come from
     version: int = VERSION
+    domain: str | None = None  # that the real images come from; None: the data set's only one, or all of them
 
     @classmethod
-    def of(cls, real: Tensor, fake: Tensor, extractor: Extractor | None, data_digest: str, split: str) -> Protocol:
+    def of(
+        cls,
+        real: Tensor,
+        fake: Tensor,
+        extractor: Extractor | None,
+        data_digest: str,
+        split: str,
+        domain: str | None = None,
+    ) -> Protocol:
         """The protocol of `evaluate(real, fake, extractor)`."""
         return cls(
             num_images=min(len(real), len(fake)),
@@ -46,11 +55,12 @@ class Protocol:
             resize_filter=extractor.resize_filter if extractor else "",
             data_digest=data_digest,
             split=split,
+            domain=domain,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return asdict(self)
+        """Plain values for a JSON file; no domain where there is none, as before there were domains."""
+        return {key: value for key, value in asdict(self).items() if key != "domain" or value}
 
     @property
     def digest(self) -> str:

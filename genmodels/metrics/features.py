@@ -79,11 +79,17 @@ def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
 
 
 def train_extractor(
-    images: Tensor, labels: Tensor | None = None, num_images: int = 60_000, seed: int = 0, input_size: int = 32
+    images: Tensor,
+    labels: Tensor | None = None,
+    num_images: int = 60_000,
+    seed: int = 0,
+    input_size: int = 32,
+    num_classes: int | None = None,
 ) -> Extractor:
     """A network trained on images [N, C, S, S] in [-1, 1] with labels int64 [N], or on rotations when there are none.
 
     Labels may also be float [N, A], A attributes of 0 and 1 that are told apart one by one (logits above 0: 1).
+    num_classes: where labels of these images may not show all of them.
 
     Shows `num_images` images in all, in epochs; Adam under a one-cycle rate (Smith & Topin 2017). On the images'
     device; a function of the arguments, of the kind of device and of its number of threads; the global random state
@@ -94,7 +100,7 @@ def train_extractor(
     generator = torch.Generator().manual_seed(seed)
     attributes = labels is not None and labels.is_floating_point()
     loss = F.binary_cross_entropy_with_logits if attributes else F.cross_entropy
-    num_classes = 4 if labels is None else labels.shape[1] if attributes else int(labels.max()) + 1
+    num_classes = num_classes or (4 if labels is None else labels.shape[1] if attributes else int(labels.max()) + 1)
     extractor = _initialized(
         images.shape[1], num_classes, "rotation" if labels is None else "classes", input_size, seed
     )

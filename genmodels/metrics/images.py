@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FEWEST = 4  # images of a set that all scores take: precision and recall look at the three nearest
+
 
 def check_images(images: Tensor, name: str) -> None:
     """ValueError, naming the set, unless `images` is [N >= 2, 1 or 3, S, S] or [N >= 2, 2, 1, 1] of finite floats."""

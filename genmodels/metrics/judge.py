@@ -77,7 +77,8 @@ class Judge:
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
         reals = self.reals(model, image_size)
-        return Protocol.of(reals, reals, self.extractor, self.spec.digest, self.split)
+        domain = self.domain if model.output_key == "image" else None  # image_B says it by itself
+        return Protocol.of(reals, reals, self.extractor, self.spec.digest, self.split, domain)
 
     @property
     def split(self) -> str:

@@ -61,6 +61,7 @@ class AAE(ReconstructingModel):
         Phase("regularisation", ("encoder",)),
     )
     ema_nets = ("encoder", "decoder")
+    least_share = 2  # batch norm of the codes
 
     def __init__(self, config: AAEConfig, data: DataSpec):
         super().__init__(config, data)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from genmodels.convnets import Encoder, base_size, init_dcgan
@@ -48,7 +48,9 @@ class PuzzleGANConfig(Strict):
     embedding_dim: int = Field(512, ge=1, description="dimensions of the patches' embedding")
     width: int = Field(64, ge=1, description="channels at half the image size; doubled with every halving")
     discriminator_width: int = Field(64, ge=1, description="the discriminator's")
-    l1_weight: tuple[float, float] = Field((1e-2, 1e-4), description="first and last weight of the summed L1 terms")
+    l1_weight: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1e-2, 1e-4), description="first and last weight of the summed L1 terms"
+    )
     mask_loss: Literal["l1", "cross_entropy"] = Field(
         "l1", description="the paper's L1 stops learning where the sigmoid saturates; cross-entropy does not"
     )
@@ -113,6 +115,7 @@ class PuzzleGAN(GenerativeModel):
     Config = PuzzleGANConfig
     batch_keys = ("image", "parts")
     ema_nets = ("generator",)
+    least_share = 2  # a composite takes from a stranger
 
     def __init__(self, config: PuzzleGANConfig, data: DataSpec):
         super().__init__(config, data)
@@ -241,8 +244,9 @@ def cut(images: Tensor, boxes: Tensor) -> Tensor:
         torch.stack([zero, bottom - top, top + bottom - 1], 1),
     ]
     repeated = images.repeat_interleave(boxes.shape[1], 0)
-    grid = F.affine_grid(torch.stack(rows, 1), list(repeated.shape), align_corners=False)
-    patches = F.grid_sample(repeated, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # in bf16 the places would be a fifth of a pixel off
+        grid = F.affine_grid(torch.stack(rows, 1), list(repeated.shape), align_corners=False)
+        patches = F.grid_sample(repeated, grid, padding_mode="border", align_corners=False)
     return patches.unflatten(0, boxes.shape[:2])
 
 

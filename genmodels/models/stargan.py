@@ -99,6 +99,7 @@ class StarGAN(GenerativeModel):
     Config = StarGANConfig
     batch_keys = ("image", "attributes")
     ema_nets = ("generator",)
+    least_share = 2  # a target is another image's attributes
     proof_nets = ("discriminator",)  # its attribute head reads what a user's image has
     channels_last = False
 
@@ -106,10 +107,16 @@ class StarGAN(GenerativeModel):
         super().__init__(config, data)
         self.config: StarGANConfig = config
         check_divides(data.image_size, 4, self.name)
+        if data.image_size < 8:
+            raise ValueError(f"{self.name} needs images of 8 pixels or more, not {data.image_size}")
         self.attributes = data.attributes if config.attributes is None else config.attributes
         if not data.attributes:
             raise ValueError(f"{self.name} needs attributes; data set {data.name!r} has none")
         self.columns = [self._index(name, data.attributes) for name in self.attributes]
+        least = 2 if config.exclusive else 1
+        if len(set(self.columns)) < max(len(self.columns), least):
+            choices = ", ".join(data.attributes)
+            raise ValueError(f"attributes {list(self.attributes)}: name {least} or more, each once; choices: {choices}")
         self.phases = (
             Phase("discriminator", ("discriminator",)),
             Phase("generator", ("generator",), every=config.discriminator_steps),
@@ -234,7 +241,8 @@ class StarGAN(GenerativeModel):
         labels = self._own(context.train)
         with torch.enable_grad():
             labels = labels.argmax(1) if self.config.exclusive else labels
-            judge = train_extractor(context.train["image"], labels, num_images=JUDGE_IMAGES)
+            num = len(self.attributes)  # some may be rare
+            judge = train_extractor(context.train["image"], labels, num_images=JUDGE_IMAGES, num_classes=num)
         on_real = self._read(judge.logits(images)).eq(own).float().mean(0)
         proofs, kept = [], []
         for i, name in enumerate(self.attributes):

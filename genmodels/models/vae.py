@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genmodels.convnets import Decoder, Encoder
@@ -45,6 +45,14 @@ class VAEConfig(Strict):
     sigma: float | None = Field(None, gt=0, description="of the Gaussian likelihood, on [-1, 1]; null: learned")
     iw_samples: int = Field(1, ge=1, description="samples of the importance-weighted bound; 1: the ELBO")
     lr: float = Field(1e-3, gt=0, description="Adam's learning rate")
+
+    @model_validator(mode="after")
+    def _beta_weighs_the_elbo(self) -> VAEConfig:
+        if self.iw_samples > 1 and self.beta != 1:
+            raise ValueError(
+                f"beta {self.beta:g} has no effect with iw_samples {self.iw_samples}, which has no KL term"
+            )
+        return self
 
 
 class ImageLikelihood(nn.Module):

@@ -93,3 +93,13 @@ def test_class_accuracy_ignores_what_the_categories_are_called():
     context = ProofContext(batch, batch, False, batch["image"], lambda images: images.flatten(1), {}, [])
     accuracy = model.eval().proofs(context)[-1]
     assert accuracy.measured == 1 and accuracy.baseline == 0.5 and accuracy.holds
+
+
+def test_of_two_classes_a_perfect_q_is_shown(monkeypatch):
+    model, labels = make().eval(), torch.arange(16) % 2
+    images = (2.0 * labels - 1).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
+    batch = {"image": images, "label": labels}
+    monkeypatch.setattr(model, "_categories", lambda images: (images[:, 0, 0, 0] > 0).long())
+    context = ProofContext(batch, batch, False, images, lambda x: x.flatten(1), {}, [])
+    named = next(proof for proof in model.proofs(context) if "names the class" in proof.claim)
+    assert named.holds and named.measured == 1 and named.baseline == 0.75

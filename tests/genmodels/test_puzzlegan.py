@@ -132,3 +132,17 @@ def test_own_patches_are_taken_image_by_image():
 def test_data_without_parts_are_refused():
     with pytest.raises(ValueError, match="has none"):
         make(num_parts=0)
+
+
+def test_patches_are_cut_in_full_precision_under_autocast():
+    torch.manual_seed(0)
+    images, boxes = torch.rand(2, 3, 64, 64), torch.tensor([[[0.11, 0.23, 0.47, 0.59]]]).expand(2, 1, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        patches = cut(images, boxes)
+    assert torch.equal(patches, cut(images, boxes))
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.01, 0.0), (0.01, -0.01)])
+def test_weights_that_have_no_logarithm_are_refused(weights):
+    with pytest.raises(ValueError, match="l1_weight"):
+        PuzzleGANConfig(l1_weight=weights)

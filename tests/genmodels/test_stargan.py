@@ -117,3 +117,21 @@ def test_the_extractor_tells_attributes_apart_one_by_one():
     images = torch.rand(128, 2, 8, 8, generator=generator) * 0.2 + labels[:, :, None, None] - 0.5
     judge = train_extractor(images, labels, num_images=1024)
     assert ((judge.logits(images) > 0).float() == labels).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attributes": ()}, "name 1 or more"),
+        ({"attributes": ("hat", "hat")}, "each once"),
+        ({"attributes": ("hat",), "exclusive": True}, "name 2 or more"),
+    ],
+)
+def test_attributes_that_leave_nothing_to_learn_are_refused(changes, words):
+    with pytest.raises(ValueError, match=f"attributes .*{words}.*choices: hat, night, striped"):
+        StarGAN(StarGANConfig(**TINY, **changes), make().data)
+
+
+def test_a_judge_knows_attributes_that_its_images_lack():
+    images, labels = torch.rand(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64)
+    assert train_extractor(images, labels, num_images=64, num_classes=3).logits(images).shape == (8, 3)

@@ -279,6 +279,8 @@ def test_a_batch_that_does_not_divide_by_the_workers_is_refused():
     check_stages(stages, 0)
     with pytest.raises(ValueError, match="batch_size 6 of stage 'second' does not divide by 4 workers"):
         check_stages(stages, 4)
+    with pytest.raises(ValueError, match="batch_size 6 of stage 'second' is too small: this model needs 2 images a w"):
+        check_stages(stages[1:], 6, least_share=2)
 
 
 # --- logs, snapshots, checkpoints ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The commands end to end, in a project of their own with tiny trainings."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,8 +17,8 @@ from commands import call, refused, succeed
 from conftest import Project
 
 from genmodels import export
-from genmodels.config import load_params
-from pipelines import dataset_input, evaluate, register, registry, report, sample, tracking, train
+from genmodels.config import ComputeConfig, load_params
+from pipelines import cluster, dataset_input, evaluate, register, registry, report, sample, tracking, train
 from pipelines.run import Run, open_run, owned
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
@@ -52,6 +53,20 @@ def vae(project) -> Run:
 # --- before anything starts ------------------------------------------------------------------------------------------
 
 
+def test_a_data_set_too_small_to_score_is_refused_before_it_is_trained_on(sprites_data):
+    few = dataclasses.replace(sprites_data.spec, domains=(), num_test=3)
+    with pytest.raises(ValueError, match="sprites holds out 3 of the 4 images .* raise datasets.sprites.holdout"):
+        train._check_judged(few)
+    train._check_judged(dataclasses.replace(few, num_test=4))
+    train._check_judged(dataclasses.replace(few, num_test=0))  # the training images are scored with
+
+
+def test_auto_leaves_each_worker_a_share_to_train_on(monkeypatch):
+    monkeypatch.setattr(cluster, "_num_gpus", lambda compute: 8)
+    auto = ComputeConfig(num_workers="auto")
+    assert [cluster.resolve(auto, [8, 4], least).num_workers for least in (1, 2, 8)] == [4, 2, 1]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     {
@@ -63,6 +78,8 @@ def vae(project) -> Run:
         ("--model", "vae", "--set", "models.vae.train.image_size=12"): ["image_size 12", "sizes 4, 8, 16"],
         ("--model", "vae", "--set", "models.vae.train.domain=C"): ["domain 'C'", "domains A, B"],
         ("--model", "vae", "--num-workers", "3"): ["batch_size 16", "does not divide by 3 workers"],
+        ("--model", "infogan", "--num-workers", "16"): ["too small", "needs 2 images a worker"],
+        ("--model", "vae", "--set", "models.vae.iw_samples=5", "--set", "models.vae.beta=4"): ["beta 4 has no effect"],
         ("--model", "progan", "--set", "models.progan.train.num_images=99"): ["99 images are too few to grow"],
         ("--model", "dcgan", "--set", "models.dcgan.penalty=gp"): ["discriminator_norm"],
     }.items(),
