@@ -47,7 +47,7 @@ def test_a_nan_stops_the_training_by_name_and_it_is_never_champion(phase, chaos_
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_parameter_is_told_within_two_seconds_of_torch(wrong, words, chaos_project, table):
-    """Two of the processor's seconds beyond `import torch`, which alone may take two on a slow machine."""
+    """Two of the processor's seconds beyond `import torch`, which alone may take two; the least of three tries each."""
     key, value = wrong.split("=")
     training = Training(chaos_project, "wrong", SHORT, 0, settings={key: value})
     torch = processor_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
@@ -60,11 +60,14 @@ def test_a_wrong_parameter_is_told_within_two_seconds_of_torch(wrong, words, cha
 
 
 def processor_seconds(action: Callable[[], object]) -> float:
-    """What the children of this process took meanwhile; other processes on the machine do not change it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    action()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    """What the children of this process took meanwhile, at best: others on the machine can double it."""
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        action()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_run(chaos_project, table, reference):

@@ -34,14 +34,14 @@ LEARNING = {  # over the tiny settings: enough to learn a handful of images in 1
     "autoencoder": {"width": 8, "lr": 4e-3},
     "vae": {"width": 8, "lr": 4e-3},
     "aae": {"width": 8, "hidden": 64, "lr": 4e-3, "adversarial_lr": 4e-3},
-    "gan": {"generator_hidden": 128, "discriminator_hidden": 64, "lr": 5e-4},
+    "gan": {"generator_hidden": 128, "discriminator_hidden": 64, "num_hidden": 1, "lr": 5e-4},
     "dcgan": {"width": 16, "discriminator_width": 16, "lr": 1e-3},
     "infogan": {"width": 16, "hidden_dim": 64, "lr": 2e-3, "generator_lr": 2e-3, "information_weight": 0.05},
     "text2image": {"width": 16, "discriminator_width": 16, "lr": 2e-3},
     "cyclegan": {"width": 8, "discriminator_width": 8, "lr": 2e-3},
     "stargan": {"width": 8, "lr": 2e-3, "attributes": ["night"]},
-    "puzzlegan": {"width": 16, "embedding_dim": 32, "lr": 2e-3},
-    "progan": {"lr": 3e-3},
+    "puzzlegan": {"width": 16, "embedding_dim": 32, "lr": 2e-3, "l1_weight": [0.1, 0.01]},
+    "progan": {"lr": 5e-3},
 }
 
 CONDITIONED = {"aae": {"use_labels": True}}  # settings under which more conditions are offered
