@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -29,20 +28,23 @@ from genmodels.data.shards import open_shards
 from genmodels.metrics.evaluate import evaluate
 from genmodels.metrics.features import Extractor, train_extractor
 from genmodels.trainer import STOP, Hooks, Trainer, to_float
+from pipelines.watching import repeating
 from pipelines.worker import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 AIMS = {"fid": 2.0, "swd": 1.25}  # the plain script's over ours
 SIZE, WIDTH, BATCH = 32, 32, 64  # of the plain script
+Side = Literal["ours", "plain"]
 Sample = Callable[[int], Tensor]  # number -> images in [-1, 1]
 
 
 def main(
     images: Annotated[Path, typer.Argument(help="images of 32 pixels or more, a folder a class", exists=True)],
-    minutes: Annotated[float, typer.Option(help="of each training, by the clock")] = 10.0,
+    minutes: Annotated[float, typer.Option(help="of each training, by the clock; of the CPU with one thread")] = 10.0,
     seeds: Annotated[int, typer.Option(min=1, help="trainings a side")] = 3,
     recipe: Annotated[str | None, typer.Option(help="a name under recipes.dcgan in params.yaml")] = None,
     threads: Annotated[int, typer.Option(min=1, help="that a training uses")] = 2,
+    side: Annotated[Side | None, typer.Option(help="this one alone: two such commands train at once")] = None,
 ) -> None:
     """Trains both sides, seed by seed, and compares their scores."""
     torch.set_num_threads(threads)
@@ -54,15 +56,17 @@ def main(
     results = out / f"{open_shards(shards).spec.digest[:8]}-{ours.digest('')}-{minutes:g}min-{threads}threads"
     results.mkdir(parents=True, exist_ok=True)
     judged = judge(shards)
-    sides: dict[str, Callable[[int], Sample]] = {
+    sides: dict[Side, Callable[[int], Sample]] = {
         "ours": lambda seed: train_ours(ours, shards, minutes, seed),
         "plain": lambda seed: train_plain(shards, minutes, seed),
     }
     for seed in range(seeds):
-        for side, train in sides.items():
-            file = results / f"{side}-{seed}.json"
+        for name in [side] if side else sides:
+            file = results / f"{name}-{seed}.json"
             if not file.exists():
-                file.write_text(json.dumps(score(train(seed), *judged)))
+                file.write_text(json.dumps(score(sides[name](seed), *judged)))
+    if side:
+        return
     conclude(show(compare(results, seeds, f"{minutes:g} minutes")))
 
 
@@ -84,9 +88,10 @@ def train_ours(config: RunConfig, shards: Path, minutes: float, seed: int) -> Sa
         return Loader(shards, model.batch_keys, SIZE, stage.batch_size, seed, num_images, mirror=train.mirror)
 
     trainer = Trainer(model, train, open_loader, Hooks())
-    timer = threading.Timer(60 * minutes, lambda: trainer.ask(STOP))
-    timer.start()
-    trainer.run()
+    clock = _clock()
+    start = clock()
+    with repeating(lambda: trainer.ask(STOP) if clock() - start > 60 * minutes else None, 0.1, "clock"):
+        trainer.run()
     print(f"ours, seed {seed}: {trainer.num_images:,} images", flush=True)
     latents = torch.Generator().manual_seed(seed)
     return lambda num: trainer.ema.generate(model.latent(num, latents), {}, trainer.progress())
@@ -99,15 +104,21 @@ def train_plain(shards: Path, minutes: float, seed: int) -> Sample:
     script = plain_script("dcgan", channels=images.shape[1], size=SIZE, latent_dim=100, width=WIDTH)
     script.generator.apply(init)
     script.discriminator.apply(init)
-    start, shown = time.perf_counter(), 0
+    clock = _clock()
+    start, shown = clock(), 0
     while True:
         for batch in images[torch.randperm(len(images))].split(BATCH):
-            if time.perf_counter() - start > 60 * minutes:
+            if clock() - start > 60 * minutes:
                 print(f"plain, seed {seed}: {shown:,} images", flush=True)
                 generator = script.generator.eval()
                 return lambda num: generator(2 * torch.rand(num, 100) - 1)
             script.step({"image": batch})
             shown += len(batch)
+
+
+def _clock() -> Callable[[], float]:
+    """Seconds: of this process where it has one thread, as others share the machine."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def init(module: torch.nn.Module) -> None:
