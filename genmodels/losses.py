@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genmodels.convolution import no_weight_gradients
 
-AdversarialLoss = Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"]
+BoundedLoss = Literal["non_saturating", "minimax", "least_squares", "hinge"]  # the discriminator's, from below
+AdversarialLoss = Literal[BoundedLoss, "wasserstein"]
 Critic = Callable[[Tensor], Tensor]
 
 
@@ -21,13 +22,25 @@ def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Ten
     Goodfellow et al. 2014 (minimax, non-saturating), Mao et al. 2017 (least squares),
     Lim & Ye 2017 (hinge), Arjovsky et al. 2017 (Wasserstein).
     """
+    return real_loss(kind, real).mean() + fake_loss(kind, fake).mean()
+
+
+def real_loss(kind: AdversarialLoss, logits: Tensor) -> Tensor:
+    """The discriminator's loss on each of its logits of real images."""
     if kind in ("non_saturating", "minimax"):
-        return F.softplus(-real).mean() + F.softplus(fake).mean()  # -log D(x) - log(1 - D(G(z)))
+        return F.softplus(-logits)  # -log D(x)
     if kind == "least_squares":
-        return ((real - 1) ** 2).mean() + (fake**2).mean()
-    if kind == "hinge":
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    return fake.mean() - real.mean()
+        return (logits - 1) ** 2
+    return F.relu(1 - logits) if kind == "hinge" else -logits
+
+
+def fake_loss(kind: AdversarialLoss, logits: Tensor) -> Tensor:
+    """The discriminator's loss on each of its logits of images that are to be refused."""
+    if kind in ("non_saturating", "minimax"):
+        return F.softplus(logits)  # -log(1 - D(G(z)))
+    if kind == "least_squares":
+        return logits**2
+    return F.relu(1 + logits) if kind == "hinge" else logits
 
 
 def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:

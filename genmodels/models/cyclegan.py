@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genmodels.adversarial import AdversarialConfig, normalise
 from genmodels.convnets import ResNetTranslator, check_divides, init_dcgan
 from genmodels.data.fields import DataSpec
-from genmodels.losses import discriminator_loss, generator_loss
+from genmodels.losses import AdversarialLoss, discriminator_loss, generator_loss
 from genmodels.metrics.features import train_extractor
 from genmodels.model import (
     Batch,
@@ -32,7 +33,6 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 from genmodels.schedules import linear_decay
 from genmodels.text import check_given
@@ -40,9 +40,11 @@ from genmodels.text import check_given
 JUDGE_IMAGES = 6_400  # shown to the independent classifier of the proofs
 
 
-class CycleGANConfig(Strict):
+class CycleGANConfig(AdversarialConfig):
     """Settings of CycleGAN; the defaults are the paper's, which trains on batches of one image."""
 
+    loss: AdversarialLoss = Field("least_squares", description="adversarial loss")
+    discriminator_norm: Literal["instance", "spectral", "none"] = Field("instance", description="normalisation in D")
     width: int = Field(64, ge=1, description="channels of the generators' first convolution")
     num_blocks: int | None = Field(None, ge=1, description="residual blocks; null: 6 up to 128 pixels, 9 above")
     outer_kernel: Literal[3, 5, 7] = Field(7, description="of the generators' first and last convolution")
@@ -59,15 +61,15 @@ class CycleGANConfig(Strict):
 class PatchDiscriminator(nn.Module):
     """Images [B, C, S, S] -> one logit a patch [B, 1, H, W]; at 3 layers a patch is 70x70 (Isola et al. 2017)."""
 
-    def __init__(self, channels: int, width: int, layers: int):
+    def __init__(self, channels: int, width: int, layers: int, instance_norm: bool = True):
         super().__init__()
         stack: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         before = width
         for i in range(1, layers + 1):
             after = width * min(2**i, 8)
             stack += [
-                nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1, bias=False),
-                nn.InstanceNorm2d(after),
+                nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1, bias=not instance_norm),
+                *([nn.InstanceNorm2d(after)] if instance_norm else []),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             before = after
@@ -134,10 +136,12 @@ class CycleGAN(GenerativeModel):
             ResNetTranslator(c, c, width, num_blocks, "reflect", False, 3, config.outer_kernel) for _ in range(2)
         )
         self.discriminator_a, self.discriminator_b = (
-            PatchDiscriminator(c, config.discriminator_width, config.layers) for _ in range(2)
+            PatchDiscriminator(c, config.discriminator_width, config.layers, config.discriminator_norm == "instance")
+            for _ in range(2)
         )
         self.pool_a, self.pool_b = (ImagePool(config.pool_size, c, data.image_size) for _ in range(2))
         self.apply(init_dcgan)
+        normalise(config.discriminator_norm, self.discriminator_a, self.discriminator_b)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """The same Adam for both phases."""
@@ -154,16 +158,19 @@ class CycleGAN(GenerativeModel):
         """The generators' losses; then the discriminators', on the fakes that the generators left."""
         a, b = batch["image_A"], batch["image_B"]
         if phase == "generators":
-            return self._generators_step(a, b, scratch)
+            return self._generators_step(a, b, noise, scratch)
         losses = {}
         for name, real in (("a", a), ("b", b)):
             discriminator, pool = getattr(self, f"discriminator_{name}"), getattr(self, f"pool_{name}")
-            fake = pool.exchange(scratch[f"fake_{name}"], noise)
-            logits = discriminator(torch.cat([real, fake])).chunk(2)  # instance norm keeps images apart
-            losses[name] = 0.5 * discriminator_loss("least_squares", *logits)
+            fake = self.config.shown(pool.exchange(scratch[f"fake_{name}"], noise), noise)
+            real = self.config.shown(real, noise)
+            logits = discriminator(torch.cat([real, fake])).chunk(2)  # no norm here mixes images
+            losses[name] = 0.5 * discriminator_loss(self.config.loss, *logits)
+            penalty = self.config.penalised(discriminator, real, fake, noise)
+            losses |= {f"{key}_{name}": value for key, value in penalty.items()}
         return StepOutput(losses)
 
-    def _generators_step(self, a: Tensor, b: Tensor, scratch: dict[str, Any]) -> StepOutput:
+    def _generators_step(self, a: Tensor, b: Tensor, noise: Noise, scratch: dict[str, Any]) -> StepOutput:
         if self.config.identity_weight:
             fake_b, same_b = self.to_b(torch.cat([a, b])).chunk(2)
             fake_a, same_a = self.to_a(torch.cat([b, a])).chunk(2)
@@ -171,9 +178,13 @@ class CycleGAN(GenerativeModel):
             fake_b, fake_a = self.to_b(a), self.to_a(b)
         scratch["fake_a"], scratch["fake_b"] = fake_a.detach(), fake_b.detach()
         cycle = F.l1_loss(self.to_a(fake_b), a) + F.l1_loss(self.to_b(fake_a), b)
+        logits_a, logits_b = (
+            discriminator(self.config.shown(fake, noise))
+            for discriminator, fake in ((self.discriminator_a, fake_a), (self.discriminator_b, fake_b))
+        )
         losses = {
-            "adversarial_a": generator_loss("least_squares", self.discriminator_a(fake_a)),
-            "adversarial_b": generator_loss("least_squares", self.discriminator_b(fake_b)),
+            "adversarial_a": generator_loss(self.config.loss, logits_a),
+            "adversarial_b": generator_loss(self.config.loss, logits_b),
             "cycle": self.config.cycle_weight * cycle,
         }
         if self.config.identity_weight:

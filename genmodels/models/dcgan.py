@@ -2,30 +2,21 @@
 
     min_G max_D  E[log D(x)] + E[log(1 - D(G(z)))],   z ~ U(-1, 1)^Z
 
-The generator's loss is the non-saturating -E[log D(G(z))]. WGAN-GP (Gulrajani et al. 2017), SNGAN (Miyato et
-al. 2018) and R1 (Mescheder et al. 2018) are settings of this file: loss, penalty, norms, critic steps.
+The generator's loss is the non-saturating -E[log D(G(z))].
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+from pydantic import Field
+from torch import Tensor
 
-from genmodels.augment import diff_augment
-from genmodels.convnets import Decoder, Encoder, Norm, init_dcgan
+from genmodels.adversarial import BatchNormConfig, normalise
+from genmodels.convnets import Decoder, Encoder, init_dcgan
 from genmodels.data.fields import DataSpec
-from genmodels.losses import (
-    AdversarialLoss,
-    discriminator_loss,
-    dragan_penalty,
-    generator_loss,
-    gradient_penalty,
-    r1_penalty,
-)
+from genmodels.losses import discriminator_loss, generator_loss
 from genmodels.model import (
     Batch,
     GenerativeModel,
@@ -36,33 +27,19 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 
 
-class DCGANConfig(Strict):
+class DCGANConfig(BatchNormConfig):
     """Settings of DCGAN; the defaults are the paper's, for 64x64 images."""
 
     latent_dim: int = Field(100, ge=1, description="dimensions of z")
     width: int = Field(128, ge=1, description="generator's channels at half the image size; doubled towards 4x4")
     discriminator_width: int = Field(64, ge=1, description="discriminator's channels at half the image size")
-    loss: AdversarialLoss = Field("non_saturating", description="adversarial loss")
-    penalty: Literal["none", "gp", "r1", "dragan"] = Field(
-        "none", description="penalty on the discriminator's gradient"
-    )
-    penalty_weight: float = Field(10.0, ge=0, description="weight of the penalty")
-    discriminator_norm: Literal["batch", "spectral", "none"] = Field("batch", description="normalisation in D")
-    augment: bool = Field(False, description="DiffAugment on what the discriminator sees")
     discriminator_steps: int = Field(1, ge=1, description="discriminator updates a generator update")
     lr: float = Field(2e-4, gt=0, description="Adam's learning rate, both networks")
     discriminator_lr: float | None = Field(None, gt=0, description="the discriminator's own; null: the same")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay rate")
-
-    @model_validator(mode="after")
-    def _penalty_needs_images_one_by_one(self) -> DCGANConfig:
-        if self.penalty in ("gp", "dragan") and self.discriminator_norm == "batch":
-            raise ValueError(f"penalty {self.penalty!r} needs discriminator_norm 'none' or 'spectral', not 'batch'")
-        return self
 
 
 class Generator(Decoder):
@@ -87,12 +64,10 @@ class DCGAN(GenerativeModel):
             Phase("discriminator", ("discriminator",)),
             Phase("generator", ("generator",), every=config.discriminator_steps),
         )
-        norm: Norm = "batch" if config.discriminator_norm == "batch" else "none"
         self.generator = Generator(config.latent_dim, data.channels, data.image_size, config.width)
-        self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1, norm)
+        self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1, config.encoder_norm)
         self.apply(init_dcgan)
-        if config.discriminator_norm == "spectral":
-            self.discriminator.apply(_spectral)
+        normalise(config.discriminator_norm, self.discriminator)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Adam with beta1 0.5 for both."""
@@ -112,26 +87,15 @@ class DCGAN(GenerativeModel):
     def _discriminator_step(self, real: Tensor, noise: Noise) -> StepOutput:
         with torch.no_grad():
             fake = self.generator(self._latents(len(real), noise))
-        real, fake = self._augmented(real, noise), self._augmented(fake, noise)
+        real, fake = self.config.shown(real, noise), self.config.shown(fake, noise)
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
         losses = {"adversarial": discriminator_loss(self.config.loss, real_logits, fake_logits)}
-        if self.config.penalty != "none":
-            losses["penalty"] = self.config.penalty_weight * self._penalty(real, fake, noise)
+        losses |= self.config.penalised(self.discriminator, real, fake, noise)
         return StepOutput(losses, {"real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()})
 
     def _generator_step(self, real: Tensor, noise: Noise) -> StepOutput:
-        fake = self._augmented(self.generator(self._latents(len(real), noise)), noise)
+        fake = self.config.shown(self.generator(self._latents(len(real), noise)), noise)
         return StepOutput({"adversarial": generator_loss(self.config.loss, self.discriminator(fake))})
-
-    def _penalty(self, real: Tensor, fake: Tensor, noise: Noise) -> Tensor:
-        if self.config.penalty == "gp":
-            return gradient_penalty(self.discriminator, real, fake, noise.uniform(len(real)))
-        if self.config.penalty == "r1":
-            return r1_penalty(self.discriminator, real)
-        return dragan_penalty(self.discriminator, real, noise.uniform(*real.shape))
-
-    def _augmented(self, images: Tensor, noise: Noise) -> Tensor:
-        return diff_augment(images, noise) if self.config.augment else images
 
     def _latents(self, num: int, noise: Noise) -> Tensor:
         return 2 * noise.uniform(num, self.config.latent_dim) - 1
@@ -180,8 +144,3 @@ def _ridge(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tenso
     weights = train.T @ torch.linalg.solve(kernel, targets - targets.mean(0))
     predicted = (test @ weights + targets.mean(0)).argmax(1)
     return (predicted == test_labels).float().mean().item()
-
-
-def _spectral(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        spectral_norm(module)

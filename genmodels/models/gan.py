@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from genmodels.adversarial import AdversarialConfig, normalise
 from genmodels.data.fields import DataSpec
 from genmodels.data.sources.ring import NUM_MODES, RADIUS, SIGMA, ring_centres, ring_log_density, ring_points
 from genmodels.losses import discriminator_loss, generator_loss
@@ -29,7 +30,6 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 from genmodels.pictures import scatter
 
@@ -38,14 +38,14 @@ NUM_BINS, NUM_POINTS = 100, 200_000  # of a side of the histogram over [-1, 1]^2
 PROOF_STEPS = 1000  # of the discriminator against the generator held still
 
 
-class GANConfig(Strict):
+class GANConfig(AdversarialConfig):
     """Settings of the GAN."""
 
     latent_dim: int = Field(100, ge=1, description="dimensions of z")
     generator_hidden: int = Field(1200, ge=1, description="units of each of the generator's hidden layers")
     discriminator_hidden: int = Field(1200, ge=1, description="units of each of the discriminator's hidden layers")
     num_hidden: int = Field(2, ge=1, description="hidden layers of both networks")
-    loss: Literal["non_saturating", "minimax"] = Field("non_saturating", description="the generator's loss")
+    discriminator_norm: Literal["spectral", "none"] = Field("none", description="normalisation in D")
     lr: float = Field(2e-4, gt=0, description="Adam's learning rate, both networks")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's first decay rate")
 
@@ -61,10 +61,13 @@ class GAN(GenerativeModel):
     def __init__(self, config: GANConfig, data: DataSpec):
         super().__init__(config, data)
         self.config: GANConfig = config
+        if config.augment and data.image_size == 1:
+            raise ValueError(f"augment of {self.name}: data set {data.name!r} has points, no images; choices: false")
         self.shape = (data.channels, data.image_size, data.image_size)
         size = math.prod(self.shape)
         self.generator = mlp(config.latent_dim, config.generator_hidden, size, config.num_hidden, nn.ReLU())
         self.discriminator = mlp(size, config.discriminator_hidden, 1, config.num_hidden, nn.LeakyReLU(0.2))
+        normalise(config.discriminator_norm, self.discriminator)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """The same Adam for both."""
@@ -78,15 +81,23 @@ class GAN(GenerativeModel):
         real = batch["image"]
         latents = 2 * noise.uniform(len(real), self.config.latent_dim) - 1
         if phase == "generator":
-            fake_logits = self.discriminator(torch.tanh(self.generator(latents)))
-            return StepOutput({"adversarial": generator_loss(self.config.loss, fake_logits)})
+            fake = self.config.shown(self._images(latents), noise)
+            return StepOutput({"adversarial": generator_loss(self.config.loss, self._judged(fake))})
         if self.data.image_size == 1:  # points of the plane have a density only between their levels
             real = real + LEVEL * (noise.uniform(*real.shape) - 0.5)
         with torch.no_grad():
-            fake = torch.tanh(self.generator(latents))
-        real_logits, fake_logits = self.discriminator(real.flatten(1)), self.discriminator(fake)
-        loss = discriminator_loss(self.config.loss, real_logits, fake_logits)
-        return StepOutput({"adversarial": loss}, {"value": -loss})  # V(D, G)
+            fake = self._images(latents)
+        real, fake = self.config.shown(real, noise), self.config.shown(fake, noise)
+        loss = discriminator_loss(self.config.loss, self._judged(real), self._judged(fake))
+        penalty = self.config.penalised(self._judged, real, fake, noise)
+        return StepOutput({"adversarial": loss, **penalty}, {"value": -loss})  # V(D, G)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        return torch.tanh(self.generator(latents)).view(-1, *self.shape)
+
+    def _judged(self, images: Tensor) -> Tensor:
+        """D's logits, [B, 1]."""
+        return self.discriminator(images.flatten(1))
 
     def latent(self, num: int, generator: torch.Generator) -> Tensor:
         """U(-1, 1), [num, Z]."""
@@ -94,7 +105,7 @@ class GAN(GenerativeModel):
 
     def generate(self, latent: Tensor, cond: Batch, progress: Progress) -> Tensor:
         """G(z)."""
-        return torch.tanh(self.generator(latent)).view(-1, *self.shape)
+        return self._images(latent)
 
     @torch.no_grad()
     def proofs(self, context: ProofContext) -> list[Proof]:
@@ -155,7 +166,7 @@ class GAN(GenerativeModel):
     def _converged_discriminator(self, points: Tensor) -> nn.Module:
         """The discriminator after PROOF_STEPS more steps between the ring and `points`; a copy."""
         generator = torch.Generator().manual_seed(1)
-        discriminator = copy.deepcopy(self.discriminator).requires_grad_(True)
+        discriminator = copy.deepcopy(self.discriminator).requires_grad_(True).train()
         optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PROOF_STEPS)
         with torch.enable_grad():
@@ -166,7 +177,7 @@ class GAN(GenerativeModel):
                 discriminator_loss("minimax", discriminator(real), discriminator(fake)).backward()
                 optimizer.step()
                 schedule.step()
-        return discriminator.requires_grad_(False)
+        return discriminator.requires_grad_(False).eval()
 
     @torch.no_grad()
     def pictures(self, context: ProofContext) -> dict[str, Tensor]:

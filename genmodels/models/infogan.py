@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genmodels.convnets import Decoder, Encoder, init_dcgan
+from genmodels.adversarial import BatchNormConfig, normalise
+from genmodels.convnets import Decoder, Encoder, Norm, init_dcgan
 from genmodels.data.fields import DataSpec
 from genmodels.losses import discriminator_loss, generator_loss
 from genmodels.model import (
@@ -29,12 +30,11 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 from genmodels.text import check_given
 
 
-class InfoGANConfig(Strict):
+class InfoGANConfig(BatchNormConfig):
     """Settings of InfoGAN; the defaults are the paper's for MNIST (appendix C.1)."""
 
     num_categories: int = Field(10, ge=2, description="values of the categorical code")
@@ -68,11 +68,13 @@ class Discriminator(nn.Module):
     def __init__(self, config: InfoGANConfig, data: DataSpec):
         super().__init__()
         self.num_categories, hidden = config.num_categories, config.hidden_dim
-        encoder = Encoder(data.channels, data.image_size, config.width, hidden)
-        self.trunk = nn.Sequential(encoder, nn.BatchNorm1d(hidden), nn.LeakyReLU(0.1))
+        norm = config.encoder_norm
+        encoder = Encoder(data.channels, data.image_size, config.width, hidden, norm)
+        self.trunk = nn.Sequential(encoder, *_norm(hidden, norm), nn.LeakyReLU(0.1))
         self.head = nn.Linear(hidden, 1)
         num_parameters = config.num_categories + config.num_continuous  # of Q: logits and means
-        self.q = nn.Sequential(_dense(hidden, config.q_dim), nn.LeakyReLU(0.1), nn.Linear(config.q_dim, num_parameters))
+        hidden_q = _dense(hidden, config.q_dim, norm)
+        self.q = nn.Sequential(hidden_q, nn.LeakyReLU(0.1), nn.Linear(config.q_dim, num_parameters))
 
     def forward(self, images: Tensor) -> Tensor:
         """D's logit, [B, 1]."""
@@ -118,6 +120,8 @@ class InfoGAN(GenerativeModel):
         self.generator = Generator(config.noise_dim + config.num_categories + config.num_continuous, config, data)
         self.discriminator = Discriminator(config, data)
         self.apply(init_dcgan)
+        # Not Q: a bound on its slope would bound what it can say of the codes.
+        normalise(config.discriminator_norm, self.discriminator.trunk, self.discriminator.head)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Adam; the generator's rate is five times the discriminator's."""
@@ -136,17 +140,16 @@ class InfoGAN(GenerativeModel):
         rest = 2 * noise.uniform(len(real), self.config.noise_dim + self.config.num_continuous) - 1
         with torch.set_grad_enabled(phase == "generator"):
             fake = self.generator(self._join(rest, category))
+        real, fake = self.config.shown(real, noise), self.config.shown(fake, noise)
         # Real and generated in one batch: batch norm over each apart would hide from D how their means differ.
         real_logit, fake_logit, logits, means = self.discriminator.compare(real, fake)
-        if phase == "discriminator":
-            adversarial = discriminator_loss("non_saturating", real_logit, fake_logit)
-        else:
-            adversarial = generator_loss("non_saturating", fake_logit)
         of_category, of_continuous = information(logits, means, category, rest[:, self.config.noise_dim :])
-        losses = {
-            "adversarial": adversarial,
-            "information": -self.config.information_weight * (of_category + of_continuous),
-        }
+        losses = {"information": -self.config.information_weight * (of_category + of_continuous)}
+        if phase == "generator":
+            losses["adversarial"] = generator_loss(self.config.loss, fake_logit)
+        else:
+            losses["adversarial"] = discriminator_loss(self.config.loss, real_logit, fake_logit)
+            losses |= self.config.penalised(self.discriminator, real, fake, noise)
         return StepOutput(losses, {"category_nats": of_category, "continuous_nats": of_continuous})
 
     def _join(self, rest: Tensor, category: Tensor) -> Tensor:
@@ -253,8 +256,12 @@ class InfoGAN(GenerativeModel):
         return {name: torch.stack([self.generator(row.to(device)) for row in rows]) for name, rows in shown.items()}
 
 
-def _dense(in_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim))
+def _dense(in_dim: int, out_dim: int, norm: Norm = "batch") -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, out_dim, bias=norm == "none"), *_norm(out_dim, norm))
+
+
+def _norm(dim: int, norm: Norm) -> list[nn.Module]:
+    return [nn.BatchNorm1d(dim)] if norm == "batch" else []
 
 
 def _largest_share(labels: Tensor) -> float:

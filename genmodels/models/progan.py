@@ -15,9 +15,10 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from genmodels.adversarial import AdversarialConfig, Penalty
 from genmodels.data.fields import DataSpec
 from genmodels.layers import (
     HE_GAIN,
@@ -28,7 +29,7 @@ from genmodels.layers import (
     minibatch_stddev,
     upsample2x,
 )
-from genmodels.losses import discriminator_loss, generator_loss, gradient_penalty
+from genmodels.losses import AdversarialLoss, discriminator_loss, generator_loss
 from genmodels.model import (
     Batch,
     GenerativeModel,
@@ -40,7 +41,6 @@ from genmodels.model import (
     ProofContext,
     Stage,
     StepOutput,
-    Strict,
 )
 
 LARGEST = 1024  # pixels; the paper's CelebA-HQ
@@ -65,14 +65,15 @@ Size = Annotated[int, AfterValidator(check_size)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ProGANConfig(Strict):
+class ProGANConfig(AdversarialConfig):
     """The paper's values for 1024x1024 as defaults.
 
     Official `batch_sizes` on one GPU: {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4, 1024: 4}.
-    The paper's CIFAR-10 record: latent_dim 128, fmap_base 4096, fmap_max 128, hold and fade 400,000 of 20,000,000,
-    penalty_target 750, simultaneous.
+    The paper's CIFAR-10 record is the recipe cifar10 of params.yaml.
     """
 
+    loss: AdversarialLoss = Field("wasserstein", description="adversarial loss")
+    penalty: Penalty = Field("gp", description="penalty on the critic's gradient")
     latent_dim: int = Field(512, ge=1, description="dimensions of the latent")
     fmap_base: int = Field(8192, ge=2, description="channels at size s are min(fmap_base / (s / 2), fmap_max)")
     fmap_max: int = Field(512, ge=1, description="most channels of any layer")
@@ -84,12 +85,17 @@ class ProGANConfig(Strict):
     lr_scales: dict[Size, PositiveFloat] = Field({}, description="factor on lr by image size; else 1")
     betas: tuple[Decay, Decay] = Field((0.0, 0.99), description="decay rates of Adam's two moments")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
-    penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
-    penalty_target: float = Field(1.0, gt=0, description="gradient norm that the penalty asks for (CIFAR-10: 750)")
+    penalty_target: float = Field(1.0, gt=0, description="gradient norm that penalty gp asks for (CIFAR-10: 750)")
     drift_weight: float = Field(1e-3, ge=0, description="weight of E[D(x)^2], which keeps the real scores near 0")
     group_size: int = Field(4, ge=1, description="images (of one worker) that minibatch stddev compares")
     critic_steps: int = Field(1, ge=1, description="critic's updates for each of the generator's")
     simultaneous: bool = Field(False, description="step both networks together (CIFAR-10), not in turn")
+
+    @model_validator(mode="after")
+    def _only_gp_has_a_target(self) -> ProGANConfig:
+        if self.penalty != "gp" and self.penalty_target != 1:
+            raise ValueError(f"penalty_target {self.penalty_target} is of penalty 'gp', not {self.penalty!r}")
+        return self
 
 
 def channels(size: int, fmap_base: int, fmap_max: int) -> int:
@@ -242,22 +248,21 @@ class ProGAN(GenerativeModel):
     def training_step(
         self, batch: Batch, phase: str, progress: Progress, noise: Noise, scratch: dict[str, Any]
     ) -> StepOutput:
-        """Wasserstein losses at the stage's size and fade; each phase draws its own latents, as official."""
+        """The losses at the stage's size and fade; each phase draws its own latents, as official."""
         size, fade = progress.stage.image_size, self.fade(progress)
         critic = partial(self.critic, fade=fade)
         latents = noise.normal(len(batch["image"]), self.config.latent_dim)
         if phase == "generator":
-            fake_score = critic(self.generator(latents, size, fade))
-            return StepOutput({"adversarial": generator_loss("wasserstein", fake_score)})
-        real = fade_images(batch["image"], fade)
+            fake = self.config.shown(self.generator(latents, size, fade), noise)
+            return StepOutput({"adversarial": generator_loss(self.config.loss, critic(fake))})
+        real = self.config.shown(fade_images(batch["image"], fade), noise)
         with torch.no_grad():
-            fake = self.generator(latents, size, fade)
+            fake = self.config.shown(self.generator(latents, size, fade), noise)
         # One pass of both: 1.06 times as fast a step at 16 px, nothing but rounding changes.
         real_score, fake_score = critic(torch.cat([real, fake.to(real.dtype)]), parts=2).chunk(2)
-        penalty = gradient_penalty(critic, real, fake, noise.uniform(len(real)), self.config.penalty_target)
         losses = {
-            "wasserstein": discriminator_loss("wasserstein", real_score, fake_score),
-            "penalty": self.config.penalty_weight * penalty,
+            "adversarial": discriminator_loss(self.config.loss, real_score, fake_score),
+            **self.config.penalised(critic, real, fake, noise, self.config.penalty_target),
             "drift": self.config.drift_weight * real_score.square().mean(),
         }
         return StepOutput(losses, {"real_score": real_score.mean(), "fake_score": fake_score.mean()})

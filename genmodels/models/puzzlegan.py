@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from genmodels.adversarial import BatchNormConfig, normalise
 from genmodels.convnets import Encoder, base_size, init_dcgan
 from genmodels.data.fields import DataSpec
-from genmodels.losses import discriminator_loss, generator_loss
+from genmodels.losses import BoundedLoss, discriminator_loss, fake_loss, generator_loss
 from genmodels.model import (
     Batch,
     GenerativeModel,
@@ -31,7 +32,6 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 from genmodels.schedules import log_decay
 from genmodels.text import check_given
@@ -41,9 +41,11 @@ from genmodels.text import check_given
 MOST_HALVINGS = 4  # the paper's: 64, 128, 256, 512 channels at 128 pixels
 
 
-class PuzzleGANConfig(Strict):
+class PuzzleGANConfig(BatchNormConfig):
     """Settings of Puzzle-GAN; the defaults are the paper's, for 128x128 images."""
 
+    # No Wasserstein loss: against three fakes for each real image, a lower score for all lowers it without end.
+    loss: BoundedLoss = Field("non_saturating", description="adversarial loss")
     noise_dim: int = Field(128, ge=1, description="dimensions of z")
     embedding_dim: int = Field(512, ge=1, description="dimensions of the patches' embedding")
     width: int = Field(64, ge=1, description="channels at half the image size; doubled with every halving")
@@ -127,8 +129,9 @@ class PuzzleGAN(GenerativeModel):
             Phase("generator", ("generator",), every=config.discriminator_steps),
         )
         self.generator = Generator(data.channels, data.image_size, config)
-        self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1)
+        self.discriminator = Encoder(data.channels, data.image_size, config.discriminator_width, 1, config.encoder_norm)
         self.apply(init_dcgan)
+        normalise(config.discriminator_norm, self.discriminator)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """The same Adam for both networks."""
@@ -149,7 +152,7 @@ class PuzzleGAN(GenerativeModel):
         # Summed over the global batch: the gradients of all ranks are averaged, so each sums its share and scales it.
         weight = progress.stage.batch_size * log_decay(progress.fraction, *self.config.l1_weight)
         losses = {
-            "adversarial": generator_loss("non_saturating", self.discriminator(image)),
+            "adversarial": generator_loss(self.config.loss, self.discriminator(self.config.shown(image, noise))),
             "mask": weight * (image_l1(guess, mask) if self.config.mask_loss == "l1" else image_bce(mask_logits, mask)),
             "appearance": weight * image_l1(image * guess, images * mask),
         }
@@ -159,15 +162,17 @@ class PuzzleGAN(GenerativeModel):
         with torch.no_grad():
             fake, _ = self.generator(patches, z)
         strangers = others(images, noise.uniform(len(images)))
-        real, generated = self.discriminator(images), self.discriminator(fake)
         composites = {
             "strange_parts": strangers * mask + images * (1 - mask),
             "strange_rest": images * mask + strangers * (1 - mask),
         }
-        losses = {"adversarial": discriminator_loss("non_saturating", real, generated)}
+        real, fake = self.config.shown(images, noise), self.config.shown(fake, noise)
+        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
+        losses = {"adversarial": discriminator_loss(self.config.loss, real_logits, fake_logits)}
         for name, composite in composites.items():
-            losses[name] = F.softplus(self.discriminator(composite)).mean()  # -log(1 - D(composite))
-        return StepOutput(losses, {"real_logit": real.mean(), "fake_logit": generated.mean()})
+            losses[name] = fake_loss(self.config.loss, self.discriminator(self.config.shown(composite, noise))).mean()
+        losses |= self.config.penalised(self.discriminator, real, fake, noise)
+        return StepOutput(losses, {"real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()})
 
     def condition(self, batch: Batch) -> Batch:
         """The key patches of images, [N, P, C, S, S]."""

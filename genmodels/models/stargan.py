@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genmodels.adversarial import AdversarialConfig, Penalty, normalise
 from genmodels.convnets import ResNetTranslator, check_divides
 from genmodels.data.fields import DataSpec
-from genmodels.losses import discriminator_loss, generator_loss, gradient_penalty
+from genmodels.losses import AdversarialLoss, discriminator_loss, generator_loss
 from genmodels.metrics.features import train_extractor
 from genmodels.model import (
     Batch,
@@ -31,7 +32,6 @@ from genmodels.model import (
     Proof,
     ProofContext,
     StepOutput,
-    Strict,
 )
 from genmodels.schedules import linear_decay
 from genmodels.text import check_given, nearest
@@ -39,16 +39,18 @@ from genmodels.text import check_given, nearest
 JUDGE_IMAGES = 20_000  # shown to the independent classifier of the proofs
 
 
-class StarGANConfig(Strict):
+class StarGANConfig(AdversarialConfig):
     """Settings of StarGAN; the defaults are the paper's, for 128x128 images in batches of 16."""
 
+    loss: AdversarialLoss = Field("wasserstein", description="adversarial loss")
+    penalty: Penalty = Field("gp", description="penalty on the gradient of the discriminator's score")
+    discriminator_norm: Literal["spectral", "none"] = Field("none", description="normalisation in D")
     attributes: tuple[str, ...] | None = Field(None, description="which of the data set's to translate; null: all")
     exclusive: bool = Field(False, description="an image has exactly one of them: they are classified as one choice")
     width: int = Field(64, ge=1, description="channels of the generator's first convolution")
     num_blocks: int = Field(6, ge=1, description="residual blocks")
     outer_kernel: Literal[3, 5, 7] = Field(7, description="of the generator's first and last convolution")
     discriminator_width: int = Field(64, ge=1, description="channels of D's first convolution; doubled by halvings")
-    penalty_weight: float = Field(10.0, ge=0, description="weight of the gradient penalty")
     classification_weight: float = Field(1.0, ge=0, description="weight of the attribute loss, both networks")
     reconstruction_weight: float = Field(10.0, ge=0, description="weight of the way back")
     discriminator_steps: int = Field(5, ge=1, description="discriminator updates a generator update")
@@ -124,6 +126,8 @@ class StarGAN(GenerativeModel):
         num = len(self.attributes)
         self.generator = Generator(data.channels, num, config)
         self.discriminator = Discriminator(data.channels, data.image_size, config.discriminator_width, num)
+        # Not the attribute head: a bound on its slope would bound how sure it can be.
+        normalise(config.discriminator_norm, self.discriminator.layers, self.discriminator.score)
 
     def _index(self, name: str, choices: tuple[str, ...]) -> int:
         if name not in choices:
@@ -155,29 +159,25 @@ class StarGAN(GenerativeModel):
     def _discriminator_step(self, images: Tensor, own: Tensor, target: Tensor, noise: Noise) -> StepOutput:
         with torch.no_grad():
             fake = self.generator(images, target)
-        (real_score, logits), (fake_score, _) = self.discriminator(images), self.discriminator(fake)
-        alpha = noise.uniform(len(images))
-        penalty = gradient_penalty(lambda between: self.discriminator(between)[0], images, fake, alpha)
+        real, fake = self.config.shown(images, noise), self.config.shown(fake, noise)
+        (real_score, logits), (fake_score, _) = self.discriminator(real), self.discriminator(fake)
         losses = {
-            "wasserstein": discriminator_loss("wasserstein", real_score, fake_score),
-            "penalty": self.config.penalty_weight * penalty,
-            "classification": self.config.classification_weight * self._attribute_loss(logits, own),
+            "adversarial": discriminator_loss(self.config.loss, real_score, fake_score),
+            **self.config.penalised(lambda between: self.discriminator(between)[0], real, fake, noise),
+            "classification": self.config.classification_weight * attribute_loss(logits, own, self.config.exclusive),
         }
         return StepOutput(losses, {"real_score": real_score.mean(), "fake_score": fake_score.mean()})
 
     def _generator_step(self, images: Tensor, own: Tensor, target: Tensor, noise: Noise) -> StepOutput:
         fake = self.generator(images, target)
-        score, logits = self.discriminator(fake)
+        score, logits = self.discriminator(self.config.shown(fake, noise))
         back = F.l1_loss(self.generator(fake, own), images)
         losses = {
-            "adversarial": generator_loss("wasserstein", score),
-            "classification": self.config.classification_weight * self._attribute_loss(logits, target),
+            "adversarial": generator_loss(self.config.loss, score),
+            "classification": self.config.classification_weight * attribute_loss(logits, target, self.config.exclusive),
             "reconstruction": self.config.reconstruction_weight * back,
         }
         return StepOutput(losses)
-
-    def _attribute_loss(self, logits: Tensor, attributes: Tensor) -> Tensor:
-        return attribute_loss(logits, attributes, self.config.exclusive)
 
     def condition(self, batch: Batch) -> Batch:
         """Images, each with the attributes of its neighbour in the batch."""

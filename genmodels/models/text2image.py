@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genmodels.adversarial import BatchNormConfig, normalise
 from genmodels.convnets import Decoder, Encoder, base_size, init_dcgan
 from genmodels.data.captions import PADDING, UNKNOWN, alike, encode, words
 from genmodels.data.fields import DataSpec
-from genmodels.losses import contrastive_loss, generator_loss
+from genmodels.losses import AdversarialLoss, contrastive_loss, fake_loss, generator_loss, real_loss
 from genmodels.metrics.matching import r_precision, train_matcher
 from genmodels.model import (
     Batch,
@@ -33,12 +34,11 @@ from genmodels.model import (
     ProofContext,
     Stage,
     StepOutput,
-    Strict,
 )
 from genmodels.text import check_given, nearest
 
 
-class Text2ImageConfig(Strict):
+class Text2ImageConfig(BatchNormConfig):
     """Settings of GAN-INT-CLS; the defaults are the paper's, for 64x64 images, but for the text encoder's sizes."""
 
     latent_dim: int = Field(100, ge=1, description="dimensions of z")
@@ -100,12 +100,12 @@ class Discriminator(nn.Module):
     def __init__(self, config: Text2ImageConfig, data: DataSpec):
         super().__init__()
         side, doublings = base_size(data.image_size)
-        top = config.discriminator_width * 2 ** (doublings - 1)
-        self.convolutions = Encoder(data.channels, data.image_size, config.discriminator_width, 1).convolutions
+        norm, width = config.encoder_norm, config.discriminator_width
+        top = width * 2 ** (doublings - 1)
+        self.convolutions = Encoder(data.channels, data.image_size, width, 1, norm).convolutions
         self.project = nn.Sequential(nn.Linear(config.embedding_dim, config.text_dim), nn.LeakyReLU(0.2))
-        self.join = nn.Sequential(
-            nn.Conv2d(top + config.text_dim, top, 1, bias=False), nn.BatchNorm2d(top), nn.LeakyReLU(0.2)
-        )
+        after = [nn.BatchNorm2d(top), nn.LeakyReLU(0.2)] if norm == "batch" else [nn.LeakyReLU(0.2)]
+        self.join = nn.Sequential(nn.Conv2d(top + config.text_dim, top, 1, bias=norm == "none"), *after)
         self.head = nn.Conv2d(top, 1, side)
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
@@ -118,14 +118,17 @@ class Discriminator(nn.Module):
         return self.head(self.join(torch.cat([maps, replicated], 1))).flatten(1)
 
 
-def discriminator_losses(right: Tensor, wrong: Tensor, fake: Tensor, is_wrong: Tensor) -> dict[str, Tensor]:
+def discriminator_losses(
+    kind: AdversarialLoss, right: Tensor, wrong: Tensor, fake: Tensor, is_wrong: Tensor
+) -> dict[str, Tensor]:
     """The three terms of GAN-CLS on logits [B, 1] (Reed et al. 2016, algorithm 1), 1 : 1/2 : 1/2.
 
     is_wrong: bool [B]; pairs of `wrong` where it is False match by chance and do not count.
     """
     counted = is_wrong.to(wrong.dtype)
-    mismatched = (F.softplus(wrong).flatten() * counted).sum() / counted.sum().clamp(min=1)
-    return {"real": F.softplus(-right).mean(), "mismatched": 0.5 * mismatched, "fake": 0.5 * F.softplus(fake).mean()}
+    mismatched = (fake_loss(kind, wrong).flatten() * counted).sum() / counted.sum().clamp(min=1)
+    real, generated = real_loss(kind, right).mean(), fake_loss(kind, fake).mean()
+    return {"real": real, "mismatched": 0.5 * mismatched, "fake": 0.5 * generated}
 
 
 class Text2Image(GenerativeModel):
@@ -151,6 +154,7 @@ class Text2Image(GenerativeModel):
         self.image_encoder = Encoder(data.channels, data.image_size, config.matching_width, config.embedding_dim)
         self.generator = Generator(config, data).apply(init_dcgan)
         self.discriminator = Discriminator(config, data).apply(init_dcgan)
+        normalise(config.discriminator_norm, self.discriminator)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Adam; beta1 0.5 for the two adversaries."""
@@ -176,8 +180,8 @@ class Text2Image(GenerativeModel):
             text = self._embedded(batch["caption"], noise)
         latents = noise.normal(len(text), self.config.latent_dim)
         if phase == "discriminator":
-            return self._discriminator_step(batch, text, latents)
-        return self._generator_step(text, latents)
+            return self._discriminator_step(batch, text, latents, noise)
+        return self._generator_step(text, latents, noise)
 
     def _matching_step(self, batch: Batch, noise: Noise) -> StepOutput:
         captions = batch["caption"]
@@ -186,22 +190,25 @@ class Text2Image(GenerativeModel):
         loss = contrastive_loss(self.image_encoder(batch["image"]), text, self._alike(batch), self.config.temperature)
         return StepOutput({"contrastive": loss})
 
-    def _discriminator_step(self, batch: Batch, text: Tensor, latents: Tensor) -> StepOutput:
-        real, wrong = self.discriminator.convolutions(batch["image"]), text.roll(1, 0)  # batches come shuffled
-        is_wrong = ~self._alike(batch).roll(1, 1).diagonal()
+    def _discriminator_step(self, batch: Batch, text: Tensor, latents: Tensor, noise: Noise) -> StepOutput:
+        real, wrong = self.config.shown(batch["image"], noise), text.roll(1, 0)  # batches come shuffled
+        maps, is_wrong = self.discriminator.convolutions(real), ~self._alike(batch).roll(1, 1).diagonal()
         with torch.no_grad():
-            fake = self.generator(latents, text)
-        right_logits, wrong_logits = self.discriminator.judge(real, text), self.discriminator.judge(real, wrong)
-        losses = discriminator_losses(right_logits, wrong_logits, self.discriminator(fake, text), is_wrong)
+            fake = self.config.shown(self.generator(latents, text), noise)
+        right_logits, wrong_logits = self.discriminator.judge(maps, text), self.discriminator.judge(maps, wrong)
+        logits = right_logits, wrong_logits, self.discriminator(fake, text)
+        losses = discriminator_losses(self.config.loss, *logits, is_wrong)
+        losses |= self.config.penalised(lambda images: self.discriminator(images, text), real, fake, noise)
         return StepOutput(losses, {"right_over_wrong": (right_logits > wrong_logits).float().mean()})
 
-    def _generator_step(self, text: Tensor, latents: Tensor) -> StepOutput:
-        logits = self.discriminator(self.generator(latents, text), text)
-        losses = {"adversarial": generator_loss("non_saturating", logits)}
+    def _generator_step(self, text: Tensor, latents: Tensor, noise: Noise) -> StepOutput:
+        texts = {"adversarial": text}
         if self.config.interpolation is not None:
-            between = torch.lerp(text.roll(1, 0), text, self.config.interpolation)
-            logits = self.discriminator(self.generator(latents, between), between)
-            losses["interpolated"] = generator_loss("non_saturating", logits)
+            texts["interpolated"] = torch.lerp(text.roll(1, 0), text, self.config.interpolation)
+        losses = {}
+        for name, told in texts.items():
+            fake = self.config.shown(self.generator(latents, told), noise)
+            losses[name] = generator_loss(self.config.loss, self.discriminator(fake, told))
         return StepOutput(losses)
 
     def _embedded(self, captions: Tensor, noise: Noise) -> Tensor:

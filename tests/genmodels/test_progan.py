@@ -280,7 +280,7 @@ def test_losses_of_a_constant_critic():
         model.critic.head[-1].weight.zero_()
         model.critic.head[-1].bias.fill_(3.0)
     losses = step(model, "critic", at("8 hold")).losses
-    assert losses["wasserstein"].item() == 0
+    assert losses["adversarial"].item() == 0
     assert losses["drift"].item() == pytest.approx(1e-3 * 9)
     assert losses["penalty"].item() == pytest.approx(10.0)  # 10 (0 - 750)^2 / 750^2
     assert step(model, "generator", at("8 hold")).losses["adversarial"].item() == -3
@@ -292,7 +292,7 @@ def test_drift_is_of_the_real_scores_alone():
     real = model.critic(images)
     assert losses["drift"].item() == pytest.approx(1e-3 * real.square().mean().item())
     assert stats["real_score"].item() == pytest.approx(real.mean().item())
-    assert losses["wasserstein"].item() == pytest.approx((stats["fake_score"] - stats["real_score"]).item())
+    assert losses["adversarial"].item() == pytest.approx((stats["fake_score"] - stats["real_score"]).item())
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

@@ -29,15 +29,16 @@ def step(model: Text2Image, phase: str, captions: torch.Tensor):
 
 def test_wrong_and_fake_pairs_weigh_half_of_right_ones():
     zeros, wrong = torch.zeros(4, 1), torch.ones(4, dtype=torch.bool)
-    losses = discriminator_losses(zeros, zeros, zeros, wrong)
+    losses = discriminator_losses("non_saturating", zeros, zeros, zeros, wrong)
     assert [losses[k].item() / math.log(2) for k in ("real", "mismatched", "fake")] == pytest.approx([1, 0.5, 0.5])
 
 
 def test_captions_that_are_right_by_chance_do_not_count_as_wrong():
     logits, is_wrong = torch.tensor([[9.0], [1.0]]), torch.tensor([False, True])
-    losses = discriminator_losses(logits, logits, logits, is_wrong)
+    losses = discriminator_losses("non_saturating", logits, logits, logits, is_wrong)
     torch.testing.assert_close(losses["mismatched"], 0.5 * F.softplus(torch.tensor(1.0)))
-    assert discriminator_losses(logits, logits, logits, ~is_wrong & is_wrong)["mismatched"] == 0
+    losses = discriminator_losses("non_saturating", logits, logits, logits, ~is_wrong & is_wrong)
+    assert losses["mismatched"] == 0
     everyone_alike = torch.full((4, 2, 4), 2)
     assert step(make(), "discriminator", everyone_alike).losses["mismatched"] == 0
 
