@@ -33,6 +33,7 @@ from genmodels.data.summary import SPLITS, Totals, write_tables
 from genmodels.files import write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
+RULES = 2  # raise it when a source is read or split otherwise: data sets of other rules are made anew
 SAVE_EVERY = 5.0  # seconds: what a killed preparation repeats at most
 COPY = "copy of another image"
 
@@ -67,7 +68,7 @@ def prepare(
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
-    identity = [FORMAT, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
+    identity = [FORMAT, RULES, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,6 +29,15 @@ def test_tars_are_split_labelled_and_exact(tmp_path):
     assert open_shards(tmp_path / "out").counts["found"] == 11
 
 
+@pytest.mark.parametrize(
+    "names", [("Train-0", "Test-0"), ("train0", "test0"), ("training-0", "testing-0"), ("train_00", "Validation_00")]
+)
+def test_tars_are_split_by_the_usual_names(tmp_path, tar_images, names):
+    for name, image in zip(names, tar_images, strict=False):
+        write_tar(tmp_path / f"{name}.tar", pair("1", image))
+    assert [record.split for record in opened(tmp_path).records()] == ["train", "test"]
+
+
 def test_texts_of_a_sample_give_class_captions_and_attributes(tmp_path, tar_images):
     def about(**values: object) -> bytes:
         return json.dumps(values).encode()
