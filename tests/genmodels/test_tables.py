@@ -236,6 +236,19 @@ def test_a_drawing_and_its_copies_stay_in_one_split_and_groups_count_through(tmp
         assert next(loader)["group"].dtype == train["group"].dtype
 
 
+def test_a_single_group_cannot_be_held_out(tmp_path):
+    csv = "file,one,joined\n" + "".join(f"{i}.png,x,{i % 3}\n" for i in range(6))
+    folder = fill(tmp_path / "s", [f"{i}.png" for i in range(6)], attributes__csv=csv)
+    for i in (1, 2):
+        (folder / f"{i}.png").write_bytes((folder / "0.png").read_bytes())
+    for column, message in (("one", "a single group"), ("joined", "3 groups, joined to one by pictures they share")):
+        config = DatasetConfig(source=str(folder), image_size=4, split_by=column)
+        with pytest.raises(ValueError, match=f"split_by gives {message}: nothing can be held out"):
+            prepare("toy", config, tmp_path / "out", tmp_path, 1)
+        config = DatasetConfig(source=str(folder), image_size=4, split_by=column, holdout=0)
+        assert prepare("toy", config, tmp_path / column, tmp_path, 1).num_test == 0
+
+
 def test_num_images_keeps_groups_whole(tmp_path):
     config = DatasetConfig(source=str(tones(tmp_path / "s")), image_size=4, split_by="base", num_images=9)
     prepare("toy", config, tmp_path / "out", tmp_path, 1)
