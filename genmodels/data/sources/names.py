@@ -59,19 +59,22 @@ def named_splits(files: Sequence[str]) -> tuple[dict[str, str | None], list[Reje
     return splits, rejects, f", {found}" + (f" (ignored: {', '.join(ignored)})" if ignored else "")
 
 
-def keys(files: Sequence[str]) -> list[str]:
-    """Unique names of [A-Za-z0-9_/-]: the path without its extension, with a hash where that is not enough."""
+def keys(files: Sequence[str], places: Sequence[str] | None = None) -> list[str]:
+    """Unique names of [A-Za-z0-9_/-]: the path without its extension, with a hash where that is not enough.
+
+    `places` are what the hash is of, where several files may have one path.
+    """
     stems = [os.path.splitext(file)[0] for file in files]
     plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", stem)[:MAX_KEY] for stem in stems]
     count = Counter(plain)
 
-    def key(file: str, stem: str, name: str) -> str:
+    def key(place: str, stem: str, name: str) -> str:
         # A name that already looks hashed gets a hash too, so no file can take another's key.
         if name == stem and count[name] == 1 and not re.search(r"-x[0-9a-f]{12}$", name):
             return name
-        return f"{name}-x{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
+        return f"{name}-x{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
 
-    return [key(*each) for each in zip(files, stems, plain, strict=True)]
+    return [key(*each) for each in zip(places or files, stems, plain, strict=True)]
 
 
 def others(scan: Iterable[tuple[str, str | None]], used: Collection[str]) -> list[Reject]:
