@@ -122,6 +122,14 @@ def test_a_file_without_sections_is_refused(text, write):
         "{? [1] : 2}": "unhashable",
         "[" * 1000 + "]" * 1000: f"more than {MAX_DEPTH} levels",
         "models: {}\nmodels: {}": "'models' comes twice",
+        "a: {x: {b: 1, b: 2}}": "'b' comes twice",
+        "a: {b: 2024-13-45}": "'2024-13-45' is no timestamp (month must be in 1..12)",
+        "a: {b: !!bool maybe}": "'maybe' is no bool",
+        "a: {b: !!timestamp x}": "'x' is no timestamp",
+        "a: {b: !!int ''}": "is no int",
+        "a: {b: 0x_}": "'0x_' is no int",
+        "a: {b: 10:00}": "'10:00' would be read to base 8 or 60",
+        "a: {b: 0100}": "'0100' would be read to base 8 or 60",
         "a: *b": "undefined alias",
     }.items(),
 )
@@ -176,6 +184,17 @@ def test_an_alias_bomb_is_refused_before_it_grows(write):
 
 def test_a_few_aliases_are_read(write):
     assert read_yaml(write("a: &x {b: 1}\nc: *x\n")) == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_a_mapping_that_takes_over_another_s_keys_may_be_taken_over_itself(write):
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: {<<: *b}\n"
+    values = read_yaml(write(text))
+    assert values["b"] == {"x": 1, "y": 3} == values["d"] and values["c"] == {"x": 4, "y": 3}
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "!!bool maybe", "{a: 1, a: 2}", "0x_"])
+def test_a_value_that_is_none_is_refused_in_an_override_too(value, write):
+    assert refusal(write(BASE), f"models.vae.lr={value}").startswith(f"--set 'models.vae.lr={value}': ")
 
 
 def test_an_alias_to_itself_is_refused(write):

@@ -79,9 +79,10 @@ def test_what_is_no_layout_is_named_with_the_layouts(tmp_path, files):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere.*trainA"):
-        open_source(DatasetConfig(source="nowhere"), tmp_path)
+@pytest.mark.parametrize("source", ["nowhere", "~nobody-of-this-name/pictures"])
+def test_a_missing_folder_is_named(tmp_path, source):
+    with pytest.raises(ValueError, match=f"{source}.*trainA"):
+        open_source(DatasetConfig(source=source), tmp_path)
 
 
 def test_a_source_is_relative_to_the_root_or_absolute_or_at_home(tmp_path, monkeypatch):
