@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 class _Plain(yaml.SafeLoader):
     """YAML of plain values: no key comes twice, 10:00 and 0100 are no numbers, and what cannot be read says where."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written, before `<<` brings further keys; PyYAML alone would take the last of two."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
