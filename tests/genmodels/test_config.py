@@ -207,9 +207,8 @@ def test_a_few_aliases_are_read(write):
 
 
 def test_a_mapping_that_takes_over_another_s_keys_may_be_taken_over_itself(write):
-    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: {<<: *b}\n"
-    values = read_yaml(write(text))
-    assert values["b"] == {"x": 1, "y": 3} == values["d"] and values["c"] == {"x": 4, "y": 3}
+    values = read_yaml(write("a: &a {x: 1, y: 2}\nb: {deep: {er: &b {<<: *a, y: 3}}}\nc: {<<: *b, x: 4}\n"))
+    assert values["b"]["deep"]["er"] == {"x": 1, "y": 3} and values["c"] == {"x": 4, "y": 3}
 
 
 @pytest.mark.parametrize("value", ["2024-13-45", "!!bool maybe", "{a: 1, a: 2}", "0x_"])
