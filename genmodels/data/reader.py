@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -253,11 +254,16 @@ class ShardReader:
 
 def paired_ids(reader_a: ShardReader, reader_b: ShardReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers [P] and [P] of the images that both readers have under one name, below their domain's folder."""
+    files_a, files_b = reader_a.files, reader_b.files
+    if not files_a or not files_b:
+        return np.array([], np.int64), np.array([], np.int64)
+    around = os.path.commonpath([*files_a, *files_b])  # the folder that holds those of the domains
 
-    def by_name(reader: ShardReader) -> dict[str, int]:
-        return {str(Path(*Path(file).parts[1:]).with_suffix("")): number for number, file in enumerate(reader.files)}
+    def by_name(files: list[str]) -> dict[str, int]:
+        paths = (Path(file[len(around) :].lstrip("/")) for file in files)
+        return {str(Path(*path.parts[1:]).with_suffix("")): number for number, path in enumerate(paths)}
 
-    a, b = by_name(reader_a), by_name(reader_b)
+    a, b = by_name(files_a), by_name(files_b)
     names = sorted(a.keys() & b.keys())
     return np.array([a[name] for name in names], np.int64), np.array([b[name] for name in names], np.int64)
 

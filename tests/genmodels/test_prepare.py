@@ -364,11 +364,12 @@ def test_num_images_keeps_the_share_of_the_source_s_own_split(tmp_path, num, exp
     assert (spec.num_train, spec.num_test) == expected
 
 
-def test_test_images_of_two_domains_pair_by_name(tmp_path):
+@pytest.mark.parametrize("around", ["", "pictures/"])
+def test_test_images_of_two_domains_pair_by_name(tmp_path, around):
     names = ["one", "two words", "drei", "ü"]
-    files = {f"test{domain}/{name}.png": picture(i) for domain in "AB" for i, name in enumerate(names)}
-    files |= {f"train{domain}/{i}.png": picture(i) for domain in "AB" for i in range(3)} | {
-        "testA/alone.png": picture(7)
+    files = {f"{around}test{domain}/{name}.png": picture(i) for domain in "AB" for i, name in enumerate(names)}
+    files |= {f"{around}train{domain}/{i}.png": picture(i) for domain in "AB" for i in range(3)} | {
+        f"{around}testA/alone.png": picture(7)
     }
     prepare("toy", config(write(tmp_path / "s", files)), tmp_path / "out", tmp_path, 1)
     a, b = (ShardReader(tmp_path / "out", "test", 8, domain) for domain in "AB")

@@ -84,7 +84,7 @@ class _Folders(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where they lie, as a few words."""
+        """Where they lie, as a few words; nothing of the source itself."""
         above = next(file for files in self.files.values() for file in files).split("/")[: self.depth]
         return f" in {printable('/'.join(above))}/" if above else ""
 
@@ -134,8 +134,8 @@ def _arrange_splits(
     """Samples whose folder is their split: train, and `other` is held out."""
     used = [folder for split in ("train", other) for folder in splits if splits[folder] == split]
     names = " and ".join(f"{folder}/" for folder in used)
-    for folder in folders.files.keys() - splits.keys():
-        rejects += [Reject(file, f"outside {names}") for file in folders.files[folder]]
+    others = (folder for folder in folders.files if folder not in splits)
+    rejects += [Reject(file, f"outside {names}") for folder in others for file in folders.files[folder]]
     split_by_file = {file: splits[folder] for folder in used for file in folders.files[folder]}
     classes = {inside[0] for file in split_by_file if len(inside := folders.inside(file)) > 1}
     with_classes = class_folders and len(classes) > 1
@@ -161,8 +161,9 @@ def _arrange_domains(
     folders: _Folders, domains: dict[str, tuple[str, str]], rejects: list[Reject]
 ) -> tuple[list[Record], str]:
     """Samples of unpaired domains. Without test folders the holdout decides the split."""
-    for folder in folders.files.keys() - domains.keys():
-        rejects += [Reject(file, "outside trainA, trainB, testA, testB") for file in folders.files[folder]]
+    others = (folder for folder in folders.files if folder not in domains)
+    outside = "outside trainA, trainB, testA, testB"
+    rejects += [Reject(file, outside) for folder in others for file in folders.files[folder]]
     other = held_out([split for _, split in domains.values()])
     used = sorted(
         (split != "train", domain, folder) for folder, (domain, split) in domains.items() if split in ("train", other)
