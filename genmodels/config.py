@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -37,22 +37,33 @@ def _store_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        raise PydanticCustomError("no_name", "Input should be a name: letters, digits, '_', then '-' and '.' too")
+    return value
+
+
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
-Elastic = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Level = Annotated[int, Field(strict=True, ge=0, le=255)]  # strict: true is no 1
+Workers = Annotated[int, Field(strict=True, ge=1)]
+Elastic = tuple[Workers, Workers]
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
 
-UNION_MEMBER = re.compile(r"|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic puts it into the path
+UNION_MEMBER = re.compile(r"|\[key\]|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic's, in the path
+FOLLOWING = ("missing", "default_factory_not_called")  # errors that a misspelt key has in its train
 
 
 class DatasetConfig(Strict):
     """One named data set: where its images come from and how they become shards."""
 
     source: str = Field(
+        min_length=1,
         description="a folder or an fsspec URL (s3://bucket/photos): flat, one folder a class, train/ and test/ of "
         "either, or trainA/trainB; an archive or a folder of such: MNIST's idx-ubyte files, CIFAR's python batches, "
         ".parquet, WebDataset's .tar; or the words 'sprites' (pictures) and "
-        "'ring' (points of the plane as images of one pixel and two channels)"
+        "'ring' (points of the plane as images of one pixel and two channels)",
     )
     label: str | None = Field(
         None, description="the column that names an image's class; null: its folder or archive does"
@@ -80,7 +91,7 @@ class DatasetConfig(Strict):
     )
     resampling: Literal["lanczos", "area"] = Field("lanczos", description="how images become smaller, both antialiased")
     duplicates: Literal["keep", "drop"] = Field("keep", description="what becomes of images of equal bytes")
-    background: tuple[int, int, int] = Field((255, 255, 255), description="ground under transparency and padding")
+    background: tuple[Level, Level, Level] = Field((255, 255, 255), description="ground under transparency and padding")
     pyramid: bool = Field(True, description="write every halving of the size down to 4 too (growing models)")
     encoding: Literal["raw", "png", "jpg", "webp"] = Field("raw", description="raw: fastest; the others: smaller")
     num_images: int | None = Field(None, ge=1, description="at most so many images; sprites: how many to render")
@@ -222,7 +233,7 @@ class RunConfig(Strict):
 class Params(Strict):
     """The whole of params.yaml."""
 
-    datasets: dict[str, DatasetConfig] = {}
+    datasets: dict[FolderName, DatasetConfig] = {}
     models: dict[str, dict[str, Any]] = Field({}, description="by model: dataset, train, and the model's own settings")
     recipes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="by model and name: overrides of its section")
     comparisons: dict[str, Comparison] = Field({}, description="by name: proofs that take several trainings")
@@ -230,31 +241,29 @@ class Params(Strict):
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def dataset(self, name: str) -> DatasetConfig:
-        """The section of a data set; ConfigError names the nearest one."""
-        return _choose(self.datasets, name, "data set")
+    def dataset(self, name: str, where: str = "") -> DatasetConfig:
+        """The section of a data set, which the setting `where` names; ConfigError names the nearest one."""
+        return _choose(self.datasets, name, "data set", where)
 
     def run(
         self, model: str, recipe: str | None = None, changes: Mapping[str, Any] | None = None, where: str = ""
     ) -> RunConfig:
         """The resolved configuration of one training; `changes`, from `where`, come last."""
-        if model not in model_names():
-            raise ConfigError(
-                f"unknown model {model!r}{nearest(model, model_names())}; choices: {_list(model_names())}"
-            )
+        _choose(dict.fromkeys(model_names()), model, "model", where)
         section = dict(self.models.get(model, {}))
         if recipe:
             section = _merged(section, _choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
         section = _merged(section, changes or {})
-        where = where or f"models.{model}"
+        where = where or (f"recipes.{model}.{recipe}" if recipe else f"models.{model}")
         dataset, train = section.pop("dataset", None), section.pop("train", {})
+        settings = validated(model_class(model).Config, section, where, ("dataset", "train"))
         if dataset is None:
-            raise ConfigError(f"{where}.dataset is missing; choices: {_list(self.datasets)}")
-        self.dataset(dataset)
+            raise ConfigError(f"models.{model}.dataset is missing; choices: {_list(self.datasets)}")
+        self.dataset(dataset, f"{where}.dataset")
         return RunConfig(
             model=model,
             dataset=dataset,
-            settings=validated(model_class(model).Config, section, where),
+            settings=settings,
             train=validated(TrainConfig, train, f"{where}.train"),
             evaluation=self.evaluation,
         )
@@ -271,10 +280,10 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     refuse_secrets(raw)
     params = validated(Params, raw, "")
     for name in params.models:
-        params.run(name)  # a wrong key anywhere is found before anything starts
+        params.run(name, where=f"models.{name}")  # a wrong key anywhere is found before anything starts
     for name, recipes in params.recipes.items():
         for recipe in recipes:
-            params.run(name, recipe)
+            params.run(name, recipe, where=f"recipes.{name}.{recipe}")
     for name, space in params.sweep.items():
         check_space(params, name, space)
     for name, comparison in params.comparisons.items():
@@ -286,7 +295,7 @@ def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
 def check_space(params: Params, model: str, space: search_space.Space, recipe: str | None = None) -> None:
     """Tries every bound of a sweep alone; ConfigError names the first that the model does not take."""
     where = f"sweep.{model}"
-    params.run(model, recipe)
+    params.run(model, recipe, where=where)
     try:
         search_space.check(space, where)
     except ValueError as error:
@@ -295,17 +304,20 @@ def check_space(params: Params, model: str, space: search_space.Space, recipe: s
         params.run(model, recipe, search_space.nested(values), where)
 
 
-def validated(schema: type[T], values: Any, where: str) -> T:
-    """`values` as `schema`; ConfigError names the first wrong key, its value, and what is accepted."""
+def validated(schema: type[T], values: Any, where: str, others: Sequence[str] = ()) -> T:
+    """`values` as `schema`; ConfigError names the first wrong key, its value, and what is accepted.
+
+    `others` are keys that the section holds besides.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'params'}: expected a section (key: value), got {values!r}")
     try:
         return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] in FOLLOWING)
         path = ".".join(str(part) for part in (where, *first["loc"]) if not UNION_MEMBER.fullmatch(str(part)))
         if first["type"] == "extra_forbidden":
-            fields = _fields_at(schema, first["loc"][:-1])
+            fields = _fields_at(schema, first["loc"][:-1]) + list(others if len(first["loc"]) == 1 else ())
             raise ConfigError(
                 f"{path}: unknown key{nearest(str(first['loc'][-1]), fields)}; choices: {_list(fields)}"
             ) from None
@@ -332,9 +344,10 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _choose(choices: Mapping[str, V], name: str, what: str) -> V:
+def _choose(choices: Mapping[str, V], name: str, what: str, where: str = "") -> V:
     if not isinstance(name, str) or name not in choices:  # YAML may hold a list here
-        raise ConfigError(f"unknown {what} {name!r}{nearest(name, choices)}; choices: {_list(choices)}")
+        place = f"{where}: " if where else ""
+        raise ConfigError(f"{place}unknown {what} {name!r}{nearest(name, choices)}; choices: {_list(choices)}")
     return choices[name]
 
 

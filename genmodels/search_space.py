@@ -140,6 +140,8 @@ def check(space: Space, where: str) -> None:
     for i, (name, dimension) in enumerate(space.items()):
         if name in FIXED:
             raise ValueError(f"{where}.{name}: scores that differ in it do not compare; leave it to models.MODEL")
+        if inside := [other for other in space if name.startswith(f"{other}.")]:
+            raise ValueError(f"{where}.{name}: it lies inside {inside[0]!r}, which is searched itself")
         for other, choices in dimension.when.items():
             earlier = list(space)[:i]
             if other not in earlier:

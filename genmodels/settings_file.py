@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from genmodels.credentials import secret_in
+from genmodels.text import one_line
 
 MAX_ALIASES = 32  # a params.yaml needs few; an alias bomb needs many
+OLD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")  # of YAML 1.1: 0100 is 64, 10:00 is 600
 MAX_DEPTH = 32  # of sections within sections; PyYAML's time grows with the square of it
 
 
@@ -20,16 +23,32 @@ class ConfigError(ValueError):
         super().__init__(" ".join(message.split()))  # whatever line breaks a key or a value holds
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML whose mappings name no key twice; PyYAML alone would take the last."""
+class _Plain(yaml.SafeLoader):
+    """YAML of plain values: no key comes twice, 10:00 and 0100 are no numbers, and what cannot be read says where."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before `<<` brings further keys; PyYAML alone would take the last of two."""
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
             seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; PyYAML raises whatever it likes for 2024-13-45 or !!bool maybe."""
+        shown, kind = one_line(repr(node.value), 80), node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and isinstance(node, yaml.ScalarNode) and OLD_NUMBER.fullmatch(node.value):
+            what = f"{shown} would be read to base 8 or 60; write a plain number, or quotes around a text"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            what = f"{shown} is no {kind}" + (f" ({error})" if isinstance(error, ValueError) else "")
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -37,7 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         _check_nesting(text, path)
-        values = yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, _Plain)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -71,7 +90,7 @@ def override(raw: dict[str, Any], given: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {given!r}: expected key=value, as in models.vae.train.num_images=1000")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Plain)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set {given!r}: {' '.join(str(error).split())}") from None
     section = raw

@@ -68,6 +68,7 @@ def train(
             domain=spec.domain_of_image(config.train.domain),
             pin_memory=torch.device(device).type == "cuda",
             cache=cache,
+            digest=spec.digest,
         )
 
     if rank > 0:

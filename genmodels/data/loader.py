@@ -39,9 +39,11 @@ class Loader(Iterator[Batch]):
     `caption` int64 [B, K, L] tokens of K captions, `group` int64 [B] (equal: say, the same drawing).
     Domain images are streams of their own, unpaired. `start` is the number of images shown before: a loader that
     starts there goes on exactly; after n batches the position is start + n * batch_size. A context manager; `close`
-    ends its threads. Shards of a store come through `cache`, those of the next window ahead of time.
+    ends its threads. Shards of a store come through `cache`, those of the next window ahead of time. With `digest`
+    no other data set is read than the one that the run began with.
 
-    ValueError names the key, size, domain or batch size that the data cannot serve, and a cache that is too small.
+    ValueError names the key, size, domain or batch size that the data cannot serve, and a cache that is too small;
+    DamagedData a file that was altered, and a data set that took the place of the one that was opened.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Loader(Iterator[Batch]):
         num_threads: int = 1,
         pin_memory: bool = False,
         cache: ShardCache | None = None,
+        digest: str | None = None,
     ):
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} does not divide by the number of workers, {world_size}")
@@ -68,7 +71,7 @@ class Loader(Iterator[Batch]):
         self._share = batch_size // world_size
         self._rank_start = start + rank * self._share
         self._mirror, self._pin_memory = mirror, pin_memory
-        opened = _open_streams(Path(folder), keys, image_size, seed, domain, cache)
+        opened = _open_streams(Path(folder), keys, image_size, seed, domain, cache, digest)
         self._streams = [(stream, fields) for stream, _, fields in opened]
         self._readers = [reader for _, reader, _ in opened]
         if cache and any(reader.store for reader in self._readers):
@@ -117,10 +120,17 @@ class Loader(Iterator[Batch]):
 
 
 def _open_streams(
-    folder: Path, keys: Sequence[str], size: int, seed: int, domain: str | None, cache: ShardCache | None
+    folder: Path,
+    keys: Sequence[str],
+    size: int,
+    seed: int,
+    domain: str | None,
+    cache: ShardCache | None,
+    digest: str | None,
 ) -> list[tuple[Stream, ShardReader, dict[str, Field]]]:
     """The streams that `keys` need, each with the fields it serves."""
-    spec = open_shards(folder).spec
+    manifest = open_shards(folder)
+    spec, digest = manifest.spec, digest or manifest.spec.digest  # several readers, of one data set
     domains = {f"image_{name}": name for name in spec.domains}
     offered = [key for key in spec.keys if key in FIELDS or key in domains]
     for key in keys:
@@ -133,18 +143,18 @@ def _open_streams(
         raise ValueError(f"{shared[0]!r} describes 'image', not {', '.join(domains)}; ask for 'image' too")
     streams = []
     if shared:
-        reader = _open_reader(folder, size, domain, cache)
+        reader = _open_reader(folder, size, domain, cache, digest)
         streams.append((Stream(reader.num_per_shard, seed), reader, {key: FIELDS[key](reader) for key in shared}))
     for number, (key, name) in enumerate(domains.items(), 1):
         if key in keys:
-            reader = _open_reader(folder, size, name, cache)
+            reader = _open_reader(folder, size, name, cache, digest)
             stream = Stream(reader.num_per_shard, mix_seed(seed, number))
             streams.append((stream, reader, {key: _image_field(reader)}))
     return streams
 
 
-def _open_reader(folder: Path, size: int, domain: str | None, cache: ShardCache | None) -> ShardReader:
-    reader = ShardReader(folder, "train", size, domain, cache)
+def _open_reader(folder: Path, size: int, domain: str | None, cache: ShardCache | None, digest: str) -> ShardReader:
+    reader = ShardReader(folder, "train", size, domain, cache, digest)
     if not reader.num:
         raise ValueError(f"{folder} has no training images" + (f" of domain {domain}" if domain else ""))
     return reader

@@ -26,13 +26,14 @@ from genmodels.data.shard_writer import ShardWriter
 from genmodels.data.shards import DATASET_FILE, FORMAT, Manifest, data_digest, open_shards
 from genmodels.data.sources import open_source
 from genmodels.data.sources.names import NO_IMAGES, printable
-from genmodels.data.splits import Splitter, hashed, joined_groups, split_groups
+from genmodels.data.splits import Splitter, hashed, joined_groups, some, split_groups
 from genmodels.data.staging import disk_errors, staging
 from genmodels.data.store import Store, Upload, adopt, stored_fingerprint
 from genmodels.data.summary import SPLITS, Totals, write_tables
 from genmodels.files import write_json
 
 Progress = Callable[[int, int], None]  # images done, images in all
+RULES = 2  # raise it when a source is read or split otherwise: data sets of other rules are made anew
 SAVE_EVERY = 5.0  # seconds: what a killed preparation repeats at most
 COPY = "copy of another image"
 
@@ -67,7 +68,7 @@ def prepare(
 
 
 def _fingerprint(name: str, config: DatasetConfig, source: Source) -> str:
-    identity = [FORMAT, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
+    identity = [FORMAT, RULES, name, config.model_dump(mode="json", exclude={"store"}), source.fingerprint()]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,13 +96,16 @@ def _whole(out: Path, store: str | None, fingerprint: str) -> DataSpec | None:
 
 
 def _chosen(source: Source, config: DatasetConfig) -> list[Record]:
-    """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash."""
+    """At most `num_images` records, those of the lowest hashes, groups as wholes; by domain, then by hash.
+
+    A split that the source names keeps its share of them.
+    """
     records = sorted(source.records(), key=lambda record: hashed(record.key))
     assert all(one.key != other.key for one, other in pairwise(records)), "a source repeats a key"
     if config.num_images:
         if source.groups:
             records.sort(key=lambda record: hashed(record.group or ""))
-        records = sorted(records[: config.num_images], key=lambda record: hashed(record.key))
+        records = sorted(some(records, config.num_images), key=lambda record: hashed(record.key))
     chosen = sorted(records, key=lambda record: record.domain or "")
     return split_groups(chosen, joined_groups(source, chosen), config.holdout) if source.groups else chosen
 
@@ -197,7 +201,7 @@ class _Preparation:
                 self.journal.reject(reject)
             elif isinstance(result, Sample):
                 yield from splitter.add(result)
-            if splitter.held is None and time.monotonic() - saved > SAVE_EVERY:
+            if not splitter.held and time.monotonic() - saved > SAVE_EVERY:
                 self._save(done, splitter)
                 saved = time.monotonic()
             progress(done, len(self.records))

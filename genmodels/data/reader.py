@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import mmap
+import os
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,28 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from genmodels.data.cache import Held, ShardCache
 from genmodels.data.images import Pixels
 from genmodels.data.order import WINDOW
+from genmodels.data.shard_index import read_index
 from genmodels.data.shards import (
-    DATASET_FILE,
-    INDEX_SCHEMA,
-    MANIFEST_FILE,
     MEMBER_NAME,
     SAVE_AS,
     DamagedData,
     Manifest,
     ShardFile,
-    index_name,
+    check_digest,
+    map_bytes,
+    map_file,
     open_shards,
     shard_name,
 )
 from genmodels.data.store import Store
-from genmodels.files import sha256_file
 
 
 def verify(folder: Path, full: bool = True) -> Manifest:
@@ -49,14 +47,13 @@ def verify(folder: Path, full: bool = True) -> Manifest:
     if not full:
         return manifest
     for file in manifest.tables if manifest.store else manifest.files:
-        if sha256_file(manifest.folder / file.name) != file.sha256:
-            raise DamagedData(f"{manifest.folder / file.name}: sha256 differs, the content was altered")
+        map_file(manifest, file)
     for shard in manifest.shards:
         with _at_hand(manifest, shard) as path:
             _check_members(path, shard.num_samples)
     for split in ("train", "test"):
         for size in manifest.spec.sizes:
-            _read_index(manifest, split, size)
+            read_index(manifest, split, size)
     return manifest
 
 
@@ -101,11 +98,21 @@ class ShardReader:
     """Images of one split at one size, by number; and their labels, in the same order.
 
     The order is that of the shards. `domain` leaves out all other domains. Shards of a store come through `cache`,
-    of which at most WINDOW are held. Thread-safe.
+    of which at most WINDOW are held. Thread-safe. Every file is checked by its sha256 when it is first needed:
+    DamagedData names what was altered, and a data set that took the place of this one (of `digest`, if given).
     """
 
-    def __init__(self, folder: Path, split: str, size: int, domain: str | None = None, cache: ShardCache | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        size: int,
+        domain: str | None = None,
+        cache: ShardCache | None = None,
+        digest: str | None = None,
+    ):
         self.manifest = open_shards(folder)
+        check_digest(self.manifest, digest or self.manifest.spec.digest)
         self.spec, self.size = self.manifest.spec, size
         _choose("split", split, ("train", "test"))
         _choose("image size", size, self.spec.sizes)
@@ -115,7 +122,7 @@ class ShardReader:
             raise ValueError(f"{folder}: its shards lie in {self.manifest.store} and are read through a cache")
         self.store = Store(self.manifest.store) if self.manifest.store else None
         self.cache = cache
-        index = _read_index(self.manifest, split, size)
+        index = read_index(self.manifest, split, size)
         keep = pa.array(np.ones(len(index), bool)) if domain is None else pc.equal(index["domain"], domain)
         self._table = index.filter(keep)
         self.keys: list[str] = self._table["key"].to_pylist()
@@ -194,10 +201,10 @@ class ShardReader:
             return self._maps.setdefault(shard, mapped)
 
     def _open(self, shard: ShardFile) -> Mapped:
-        held = self.cache.hold(self.store, shard) if self.store and self.cache else None
-        with (held.path if held else self.manifest.folder / shard.name).open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return Mapped(np.frombuffer(mapping, np.uint8), held)
+        if not self.store or not self.cache:
+            return Mapped(map_file(self.manifest, shard), None)
+        held = self.cache.hold(self.store, shard)  # checked when it was fetched
+        return Mapped(map_bytes(held.path, shard.bytes), held)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -247,47 +254,18 @@ class ShardReader:
 
 def paired_ids(reader_a: ShardReader, reader_b: ShardReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers [P] and [P] of the images that both readers have under one name, below their domain's folder."""
+    files_a, files_b = reader_a.files, reader_b.files
+    if not files_a or not files_b:
+        return np.array([], np.int64), np.array([], np.int64)
+    around = os.path.commonpath([*files_a, *files_b])  # the folder that holds those of the domains
 
-    def by_name(reader: ShardReader) -> dict[str, int]:
-        return {str(Path(*Path(file).parts[1:]).with_suffix("")): number for number, file in enumerate(reader.files)}
+    def by_name(files: list[str]) -> dict[str, int]:
+        paths = (Path(file[len(around) :].lstrip("/")) for file in files)
+        return {str(Path(*path.parts[1:]).with_suffix("")): number for number, path in enumerate(paths)}
 
-    a, b = by_name(reader_a), by_name(reader_b)
+    a, b = by_name(files_a), by_name(files_b)
     names = sorted(a.keys() & b.keys())
     return np.array([a[name] for name in names], np.int64), np.array([b[name] for name in names], np.int64)
-
-
-def _read_index(manifest: Manifest, split: str, size: int) -> pa.Table:
-    """One split's samples, in order: the index of `size` joined to the manifest. DamagedData if they disagree."""
-    path = manifest.folder / index_name(size)
-    keep = [("split", "=", split)]
-    try:
-        index = pq.read_table(path, schema=INDEX_SCHEMA, filters=keep)
-        about = pq.read_table(manifest.folder / MANIFEST_FILE, filters=keep)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedData(f"{path} or {MANIFEST_FILE}: {error}") from None
-    expected = [shard for shard in manifest.shards if (shard.split, shard.size) == (split, size)]
-    number = {shard.name: position for position, shard in enumerate(expected)}
-    if any(number.get(shard_name(split, size, position)) != position for position in range(len(expected))):
-        raise DamagedData(f"{manifest.folder / DATASET_FILE}: the {split} shards of size {size} are not numbered 0 ..")
-    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
-    counts = [file.num_samples for file in expected]
-    if not (
-        np.array_equal(shard, np.repeat(np.arange(len(counts)), counts))
-        and np.array_equal(row, [row for count in counts for row in range(count)])
-        and index["key"].equals(about["key"])
-    ):
-        raise DamagedData(f"{path}: disagrees with {DATASET_FILE} or {MANIFEST_FILE}")
-    offset, length = index["offset"].to_numpy(), index["length"].to_numpy()
-    ends = np.array([file.bytes for file in expected], np.int64)[shard]
-    pixels = size * size * manifest.spec.channels
-    if (offset < 0).any() or (length <= 0).any() or (offset + length > ends).any():
-        raise DamagedData(f"{path}: points outside its shards")
-    if manifest.encoding == "raw" and (length != pixels).any():
-        raise DamagedData(f"{path}: images are not of {pixels} bytes")
-    extra = [name for name in about.column_names if name not in index.column_names]
-    for name in extra:
-        index = index.append_column(name, about[name])
-    return index
 
 
 def _choose(what: str, value: object, choices: Sequence[object]) -> None:

@@ -18,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import torch
+from numpy.typing import NDArray
 
 from genmodels.data.fields import DataSpec
 
 FORMAT = 3  # raise it when decoding or layout change: data sets of another format are made anew
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE, REJECTS_FILE = "manifest.parquet", "rejects.parquet"
+REPLACED = "the data set was prepared anew while it was in use; start again"
 SHARD_NAME = re.compile(r"(train|test)-[1-9][0-9]*-[0-9]{5,}\.tar")
 MEMBER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*\.(npy|png|jpg|webp|json)")
 SAVE_AS: dict[str, dict[str, Any]] = {
@@ -165,6 +169,49 @@ def _check_size(path: Path, expected: int) -> None:
         raise DamagedData(f"{path}: missing")
     if (actual := path.stat().st_size) != expected:
         raise DamagedData(f"{path}: {actual} bytes, should be {expected}")
+
+
+def map_file(manifest: Manifest, file: ShardFile | TableFile) -> NDArray[np.uint8]:
+    """The bytes of a file in the data set's folder, mapped, after a check of their sha256.
+
+    DamagedData where they are not those that the manifest names: altered, or of a data set that took their place.
+    """
+    path = manifest.folder / file.name
+    try:
+        content = map_bytes(path, file.bytes)
+    except OSError:
+        _refuse_successor(manifest)
+        _check_size(path, file.bytes)
+        raise
+    if hashlib.sha256(content.data).hexdigest() != file.sha256:
+        _refuse_successor(manifest)
+        what = f"sha256 differs, the content was altered; remove {manifest.folder} and prepare it again"
+        raise DamagedData(f"{path}: {what}")
+    return content
+
+
+def map_bytes(path: Path, num_bytes: int) -> NDArray[np.uint8]:
+    """A file's first bytes, in memory as they are needed. It stays open no longer: there may be thousands of shards."""
+    try:
+        return torch.from_file(str(path), shared=False, size=num_bytes, dtype=torch.uint8).numpy()
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())) from None
+
+
+def _refuse_successor(manifest: Manifest) -> None:
+    """DamagedData where the folder holds another data set by now."""
+    try:
+        check_digest(read_manifest(manifest.folder), manifest.spec.digest)
+    except DamagedData:
+        raise
+    except ValueError:  # it is being replaced just now
+        raise DamagedData(f"{manifest.folder}: {REPLACED}") from None
+
+
+def check_digest(manifest: Manifest, digest: str) -> None:
+    """DamagedData unless this is the data set of that digest."""
+    if manifest.spec.digest != digest:
+        raise DamagedData(f"{manifest.folder}: {REPLACED}")
 
 
 def index_name(size: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from genmodels.data.fields import Record, Source
@@ -33,12 +35,16 @@ def joined_groups(source: Source, records: list[Record]) -> dict[str, str]:
 def split_groups(records: list[Record], joined: dict[str, str], holdout: float) -> list[Record]:
     """The records, each with a split: test when the hash of its group (see `joined_groups`) falls below `holdout`.
 
-    Where holdout > 0 and there are two groups, each side has one at least. What the source split stays as it is.
+    Where holdout > 0 each side has one group at least; ValueError where there is one alone. What the source split
+    stays as it is.
     """
     fractions = {group: fraction(hashed(f"split {group}").hex()) for group in joined.values()}
     order = sorted(fractions, key=lambda group: fractions[group])
     test = {group for group in order if fractions[group] < holdout}
-    if holdout and len(order) > 1:
+    if holdout and len(order) == 1 and not all(record.split for record in records):
+        what = "a single group" if len(joined) == 1 else f"{len(joined)} groups, joined to one by pictures they share"
+        raise ValueError(f"split_by gives {what}: nothing can be held out; name another column, or set holdout to 0")
+    if holdout:
         test = (test | set(order[:1])) - set(order[-1:])
     sides = {group: "test" if joined[group] in test else "train" for group in joined}
     return [replace(record, split=record.split or sides[record.group or ""]) for record in records]
@@ -53,13 +59,13 @@ class Splitter:
     """Gives each sample the split that its record names, else test when the content's hash falls below `holdout`.
 
     So a sample keeps its split when others are added, and copies of one image share theirs. Where all hashes fall on
-    one side, the sample nearest to the other side goes there: with holdout > 0, two images are one of each. For that
-    one sample is held back until both sides are known (`mixed`).
+    one side, the image nearest to the other side goes there: with holdout > 0, two images are one of each. For that
+    one image, with its copies, is held back until both sides are known (`mixed`).
     """
 
     def __init__(self, holdout: float, mixed: bool = False):
         self.holdout, self.mixed = holdout, mixed
-        self.held: Sample | None = None  # of the only side so far, the sample nearest to the other
+        self.held: list[Sample] = []  # of the only side so far, the image nearest to the other
         self._only, self._several = "train", False
 
     def add(self, sample: Sample) -> list[tuple[str, Sample]]:
@@ -67,19 +73,37 @@ class Splitter:
         side = sample.record.split or ("test" if fraction(sample.sha256) < self.holdout else "train")
         if self.mixed or sample.record.split or not self.holdout:
             return [(side, sample)]
-        if self.held is None:
-            self.held, self._only = sample, side
+        if not self.held or sample.sha256 == self.held[0].sha256:
+            self._only = side
+            self.held.append(sample)
             return []
-        if side == self._only:
-            pair = sorted((self.held, sample), key=lambda each: fraction(each.sha256), reverse=side == "test")
-            self.held, self._several = pair[0], True
-            return [(side, pair[1])]
-        released, self.held, self.mixed = self.held, None, True
-        return [(self._only, released), (side, sample)]
+        if side != self._only:
+            released, self.held, self.mixed = self.held, [], True
+            return [*((self._only, each) for each in released), (side, sample)]
+        self._several = True
+        if (sample.sha256 < self.held[0].sha256) != (side == "train"):
+            return [(side, sample)]
+        released, self.held = self.held, [sample]
+        return [(side, each) for each in released]
 
     def end(self) -> list[tuple[str, Sample]]:
-        """The sample that is still held back."""
-        return [("test" if self._several and self._only == "train" else "train", self.held)] if self.held else []
+        """The samples that are still held back."""
+        side = "test" if self._several and self._only == "train" else "train"
+        return [(side, each) for each in self.held]
+
+
+def some(records: list[Record], num: int) -> list[Record]:
+    """The first `num` records, of each split and domain that the source names its share, and one at least."""
+    counts, seen, ranked = Counter(map(_part, records)), Counter[tuple[str | None, str | None]](), []
+    for record in records:
+        part = _part(record)
+        ranked.append(((seen[part] + 0.5) / counts[part] if seen[part] else 0, record))
+        seen[part] += 1
+    return [record for _, record in sorted(ranked, key=itemgetter(0))[:num]]
+
+
+def _part(record: Record) -> tuple[str | None, str | None]:
+    return (record.split, record.domain) if record.split else (None, None)
 
 
 def fraction(digest: str) -> float:

@@ -62,6 +62,15 @@ def refusal(path: Path, *overrides: str) -> str:
         "models.vae={latent_dim: 3}": ["models.vae.dataset is missing", "sprites"],
         "recipes.vae.big.latent_dmi=3": ["latent_dmi", "did you mean 'latent_dim'?"],
         "recipes.vea.big={}": ["'vea'", "did you mean 'vae'?"],
+        "datasets.faces={sorce: a}": ["datasets.faces.sorce", "did you mean 'source'?"],
+        "models.vae={datset: sprites}": ["models.vae.datset", "did you mean 'dataset'?"],
+        "models.vae.trian={}": ["models.vae.trian", "did you mean 'train'?"],
+        "models.vae.dataset=other": ["models.vae.dataset: unknown data set 'other'"],
+        "recipes.vae.big.dataset=other": ["recipes.vae.big.dataset: unknown data set 'other'"],
+        "recipes.vae.big.train.sed=3": ["recipes.vae.big.train.sed", "did you mean 'seed'?"],
+        "recipes.vae.small.widht=3": ["recipes.vae.small.widht", "did you mean 'width'?"],
+        "recipes.vaee.big={}": ["recipes.vaee.big: unknown model 'vaee'"],
+        "sweep.vaee={}": ["sweep.vaee: unknown model 'vaee'"],
         # wrong types
         "models.vae.latent_dim=many": ["models.vae.latent_dim", "integer", "'many'"],
         "models.vae.latent_dim=2.5": ["models.vae.latent_dim", "integer", "2.5"],
@@ -79,6 +88,11 @@ def refusal(path: Path, *overrides: str) -> str:
         "models.vae.beta=.nan": ["models.vae.beta", "nan"],
         "models.vae.train.ema_rampup=1.5": ["models.vae.train.ema_rampup", "less than or equal to 1", "1.5"],
         "datasets.sprites.image_size=3": ["datasets.sprites.image_size", "greater than or equal to 4", "got 3"],
+        "datasets.sprites.background=[300, 0, 0]": ["datasets.sprites.background.0", "equal to 255", "got 300"],
+        "datasets.sprites.background=[0, -5, 0]": ["datasets.sprites.background.1", "equal to 0", "got -5"],
+        "datasets.sprites.background=[true, 0, 0]": ["datasets.sprites.background.0", "integer", "got True"],
+        "datasets.sprites.source=''": ["datasets.sprites.source", "at least 1 character"],
+        "compute.num_workers=[true, 2]": ["compute.num_workers"],
         "compute.num_workers=-1": ["compute.num_workers", "greater than or equal to 0", "got -1"],
         # overrides that are none
         "models.vae.latent_dim": ["expected key=value"],
@@ -94,6 +108,12 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_choices(override, words
     message = refusal(write(BASE), override)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("name", ["../../out", "", ".", ".hidden", "a/b", "-x", "new\nline"])
+def test_a_data_set_s_name_is_that_of_a_folder(name, write):
+    message = refusal(write({**BASE, "datasets": {**BASE["datasets"], name: {"source": "ring"}}}))
+    assert "datasets" in message and "input should be a name: letters" in message and " ".join(name.split()) in message
 
 
 def test_what_a_model_itself_refuses_is_one_line_too(write):
@@ -122,6 +142,14 @@ def test_a_file_without_sections_is_refused(text, write):
         "{? [1] : 2}": "unhashable",
         "[" * 1000 + "]" * 1000: f"more than {MAX_DEPTH} levels",
         "models: {}\nmodels: {}": "'models' comes twice",
+        "a: {x: {b: 1, b: 2}}": "'b' comes twice",
+        "a: {b: 2024-13-45}": "'2024-13-45' is no timestamp (month must be in 1..12)",
+        "a: {b: !!bool maybe}": "'maybe' is no bool",
+        "a: {b: !!timestamp x}": "'x' is no timestamp",
+        "a: {b: !!int ''}": "is no int",
+        "a: {b: 0x_}": "'0x_' is no int",
+        "a: {b: 10:00}": "'10:00' would be read to base 8 or 60",
+        "a: {b: 0100}": "'0100' would be read to base 8 or 60",
         "a: *b": "undefined alias",
     }.items(),
 )
@@ -176,6 +204,16 @@ def test_an_alias_bomb_is_refused_before_it_grows(write):
 
 def test_a_few_aliases_are_read(write):
     assert read_yaml(write("a: &x {b: 1}\nc: *x\n")) == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_a_mapping_that_takes_over_another_s_keys_may_be_taken_over_itself(write):
+    values = read_yaml(write("a: &a {x: 1, y: 2}\nb: {deep: {er: &b {<<: *a, y: 3}}}\nc: {<<: *b, x: 4}\n"))
+    assert values["b"]["deep"]["er"] == {"x": 1, "y": 3} and values["c"] == {"x": 4, "y": 3}
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "!!bool maybe", "{a: 1, a: 2}", "0x_"])
+def test_a_value_that_is_none_is_refused_in_an_override_too(value, write):
+    assert refusal(write(BASE), f"models.vae.lr={value}").startswith(f"--set 'models.vae.lr={value}': ")
 
 
 def test_an_alias_to_itself_is_refused(write):

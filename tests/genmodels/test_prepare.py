@@ -131,6 +131,15 @@ def test_two_images_are_one_of_each_split(fractions, holdout):
     assert max(test) < min(int(sample.sha256[:8], 16) for split, sample in assigned if split == "train")
 
 
+@pytest.mark.parametrize("fractions", [[0.3, 0.2, 0.3, 0.2], [0.2, 0.2, 0.3], [0.01, 0.02, 0.02, 0.01], [0.2, 0.2]])
+def test_copies_of_the_image_that_is_held_out_go_with_it(fractions):
+    sides: dict[str, set[str]] = {}
+    for split, each in assign_splits(numbers(fractions), 0.1):
+        sides.setdefault(each.sha256, set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) == ({"train", "test"} if len(set(fractions)) > 1 else {"train"})
+
+
 def test_one_image_trains_and_no_holdout_holds_nothing_out():
     assert [split for split, _ in assign_splits(numbers([0.01]), 0.9)] == ["train"]
     assert [split for split, _ in assign_splits(numbers([0.0, 0.5]), 0.0)] == ["train", "train"]
@@ -348,11 +357,19 @@ def test_num_images_takes_some_of_every_class_and_domain(tmp_path):
         assert all(ShardReader(tmp_path / "out", split, 8, domain).num for split in ("train", "test"))
 
 
-def test_test_images_of_two_domains_pair_by_name(tmp_path):
+@pytest.mark.parametrize(("num", "expected"), [(10, (9, 1)), (33, (30, 3)), (2, (1, 1)), (99, (60, 6))])
+def test_num_images_keeps_the_share_of_the_source_s_own_split(tmp_path, num, expected):
+    files = {f"{split}/{i}.png": picture(i) for split, n in (("train", 60), ("test", 6)) for i in range(n)}
+    spec = prepare("toy", config(write(tmp_path / "s", files), num_images=num), tmp_path / "out", tmp_path, 1)
+    assert (spec.num_train, spec.num_test) == expected
+
+
+@pytest.mark.parametrize("around", ["", "pictures/"])
+def test_test_images_of_two_domains_pair_by_name(tmp_path, around):
     names = ["one", "two words", "drei", "ü"]
-    files = {f"test{domain}/{name}.png": picture(i) for domain in "AB" for i, name in enumerate(names)}
-    files |= {f"train{domain}/{i}.png": picture(i) for domain in "AB" for i in range(3)} | {
-        "testA/alone.png": picture(7)
+    files = {f"{around}test{domain}/{name}.png": picture(i) for domain in "AB" for i, name in enumerate(names)}
+    files |= {f"{around}train{domain}/{i}.png": picture(i) for domain in "AB" for i in range(3)} | {
+        f"{around}testA/alone.png": picture(7)
     }
     prepare("toy", config(write(tmp_path / "s", files)), tmp_path / "out", tmp_path, 1)
     a, b = (ShardReader(tmp_path / "out", "test", 8, domain) for domain in "AB")

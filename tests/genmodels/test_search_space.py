@@ -39,6 +39,10 @@ def space(tmp_path) -> dict[str, Dimension]:
     "space, words",
     [
         ({"lrr": {"uniform": [0.1, 1]}}, ["sweep.dcgan.lrr", "did you mean 'lr'?"]),
+        (
+            {"lr": {"choice": [0.1]}, "lr.x": {"int": [1, 3], "when": {"lr": [0.1]}}},
+            ["sweep.dcgan.lr.x", "inside 'lr'"],
+        ),
         ({"lr": {"uniform": [0, 1]}}, ["sweep.dcgan.lr", "greater than 0", "got 0"]),
         ({"beta1": {"uniform": [0.5, 1]}}, ["sweep.dcgan.beta1", "less than 1", "got 1"]),
         ({"penalty": {"choice": ["none", "r2"]}}, ["sweep.dcgan.penalty", "'r2'"]),

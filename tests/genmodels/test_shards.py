@@ -4,6 +4,7 @@ import gc
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from genmodels.config import DatasetConfig
 from genmodels.data import shard_writer
 from genmodels.data.fields import DataSpec
+from genmodels.data.loader import Loader
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, verify
 from genmodels.data.shards import DamagedData, ShardFile, data_digest, open_shards
@@ -145,6 +147,39 @@ def test_one_flipped_bit_is_refused_by_name(folder, name):
         with pytest.raises(DamagedData, match=f"{name}: sha256 differs"):
             verify(folder)
         data[position] ^= 4
+
+
+@pytest.mark.parametrize("name", ["train-8-00001.tar", "index-8.parquet", "manifest.parquet"])
+def test_one_flipped_bit_is_refused_by_name_before_it_is_read(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / name).write_bytes(data)
+    message = rf"{name}: sha256 differs, the content was altered; remove \S+ and prepare"
+    with pytest.raises(DamagedData, match=message), Loader(folder, ["image"], 8, 4, seed=0) as loader:
+        for _ in range(4):
+            next(loader)
+
+
+def test_a_data_set_that_takes_the_place_of_the_one_being_read_is_refused(folder, tmp_path):
+    reader, digest = ShardReader(folder, "train", 8), open_shards(folder).spec.digest
+    images = reader.read(np.array([0]))
+    prepared_anew = make(tmp_path / "new", resampling="area", background=(0, 0, 0), fit="pad", holdout=0.1)
+    shutil.rmtree(folder)
+    with pytest.raises(DamagedData, match="prepared anew while it was in use"):
+        reader.read(np.array([reader.num - 1]))
+    prepared_anew.rename(folder)
+    assert (reader.read(np.array([0])) == images).all()  # held as it was
+    with pytest.raises(DamagedData, match="prepared anew while it was in use"):
+        reader.read(np.array([reader.num - 1]))
+    with pytest.raises(DamagedData, match="prepared anew while it was in use"):
+        Loader(folder, ["image"], 8, 4, seed=0, digest=digest)
+
+
+def test_shards_that_are_read_are_not_kept_open(original):
+    before = len(os.listdir("/proc/self/fd"))
+    reader = ShardReader(original, "train", 8)
+    reader.read(np.arange(reader.num))
+    assert len(reader.shards) > 1 and len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("name", ["train-8-00000.tar", "index-4.parquet", "rejects.parquet"])
@@ -277,7 +312,7 @@ def test_an_encoded_image_that_does_not_decode_is_named(tmp_path):
     path = folder / f"test-8-{row['shard']:05d}.tar"
     data = bytearray(path.read_bytes())
     data[row["offset"] : row["offset"] + 8] = b"\x80\x04pickle"
-    path.write_bytes(data)
+    forge(folder, path.name, bytes(data))
     with pytest.raises(DamagedData, match=f"{path.name}: image {row['key']!r}"):
         ShardReader(folder, "test", 8).read(np.array([0]))
 

@@ -79,9 +79,10 @@ def test_what_is_no_layout_is_named_with_the_layouts(tmp_path, files):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere.*trainA"):
-        open_source(DatasetConfig(source="nowhere"), tmp_path)
+@pytest.mark.parametrize("source", ["nowhere", "~nobody-of-this-name/pictures"])
+def test_a_missing_folder_is_named(tmp_path, source):
+    with pytest.raises(ValueError, match=f"{source}.*trainA"):
+        open_source(DatasetConfig(source=source), tmp_path)
 
 
 def test_a_source_is_relative_to_the_root_or_absolute_or_at_home(tmp_path, monkeypatch):
@@ -188,6 +189,41 @@ def test_train_and_test_folders_may_be_flat_and_val_is_left_out_beside_test(tmp_
         ("test/2.png", "test", None),
     ]
     assert "ignored: val" in source.describe()
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("train2017", "val2017"),
+        ("pets/train", "pets/test"),
+        ("a/b/TRAIN", "a/b/Valid"),
+    ],
+)
+def test_a_split_is_found_by_its_usual_names_below_a_folder_too(tmp_path, train, test):
+    source = folder_source(fill(tmp_path, *(f"{top}/{name}/1.png" for top in (train, test) for name in ("cat", "dog"))))
+    assert {(record.file, record.split, record.label) for record in source.records()} == {
+        (f"{top}/{name}/1.png", split, name)
+        for top, split in ((train, "train"), (test, "test"))
+        for name in ("cat", "dog")
+    }
+    assert f"{train.split('/')[-1]}/ and {test.split('/')[-1]}/" in source.describe()
+    assert ("in pets/" in source.describe()) == train.startswith("pets")
+
+
+def test_a_training_set_alone_or_a_folder_around_all_keeps_its_classes(tmp_path):
+    for top in ("train", "pets", "pets/Train"):
+        records = by_file(fill(tmp_path / top, f"{top}/cat/1.png", f"{top}/dog/1.png"))
+        assert [(record.label, record.split) for record in records.values()] == [("cat", None), ("dog", None)]
+
+
+def test_domains_are_found_below_a_folder_and_val_is_held_out_without_test(tmp_path):
+    source = folder_source(fill(tmp_path, *(f"x/{top}/1.png" for top in ("trainA", "trainB", "ValA", "valB"))))
+    found = sorted((record.domain, record.split, record.file.split("/")[1]) for record in source.records())
+    assert found == [("A", "test", "ValA"), ("A", "train", "trainA"), ("B", "test", "valB"), ("B", "train", "trainB")]
+    with pytest.raises(ValueError, match="trainB/ alone"):
+        folder_source(fill(tmp_path / "one", "x/trainB/1.png"))
 
 
 def test_a_url_is_read_like_a_folder(tmp_path):

@@ -130,6 +130,39 @@ def test_celebas_layout_says_the_same(tmp_path):
         folder_source(tmp_path)
 
 
+@pytest.mark.parametrize("cell", ["0", "x"])
+def test_a_cell_of_celebas_layout_that_says_neither_is_named(tmp_path, cell):
+    rows = "".join(f"{i}.png {cell if i == 7 else 1 - 2 * (i % 2)} 1\n" for i in range(30))
+    folder = fill(tmp_path, [f"{i}.png" for i in range(30)], list_attr__txt="30\nMale Young\n" + rows)
+    for chosen in (None, ["Male"]):
+        with pytest.raises(ValueError, match=rf"list_attr\.txt row 10, column Male: '{cell}' is neither -1 nor 1"):
+            folder_source(folder, attributes=chosen)
+
+
+def test_a_slip_among_zeros_and_ones_is_named_and_a_column_of_more_values_is_none(tmp_path):
+    rows = "".join(f"{i}.png,{'1x' if i == 7 else i % 2},{i % 3},{i % 2}\n" for i in range(30))
+    folder = fill(tmp_path, [f"{i}.png" for i in range(30)], attributes__csv="file,Male,tone,Young\n" + rows)
+    for chosen in (None, ["Male"]):
+        with pytest.raises(ValueError, match=r"attributes\.csv row 9, column Male: '1x' is neither 0 nor 1"):
+            folder_source(folder, attributes=chosen)
+    assert folder_source(folder, attributes=["Young"]).attributes == ("Young",)
+    assert folder_source(folder, attributes=["Male=1x"]).attributes == ("Male_1x",)
+
+
+def test_what_pandas_writes_for_zero_and_one_is_read(tmp_path):
+    rows = "".join(f"{i}.png,{bool(i % 2)},{float(i % 2)},{i % 2}\n" for i in range(4))
+    source = folder_source(fill(tmp_path, [f"{i}.png" for i in range(4)], attributes__csv="file,a,b,c\n" + rows))
+    assert source.attributes == ("a", "b", "c")
+    assert [record.attributes for record in source.records()] == [dict.fromkeys("abc", i % 2) for i in range(4)]
+
+
+def test_an_empty_column_is_no_attribute(tmp_path):
+    folder = fill(tmp_path, ["a.png", "b.png"], attributes__csv="file,Male,Old\na.png,,1\nb.png,,0\n")
+    assert folder_source(folder).attributes == ("Old",)
+    with pytest.raises(ValueError, match="attributes: column 'Male' is empty"):
+        folder_source(folder, attributes=["Male"])
+
+
 TONES = "file,base,tone,dark\n" + "".join(f"{b}{t}.png,{b},{t},{int(t > 1)}\n" for b in range(12) for t in range(3))
 
 
@@ -201,6 +234,19 @@ def test_a_drawing_and_its_copies_stay_in_one_split_and_groups_count_through(tmp
         assert sorted(str(base) for base in range(12))[row["group"]] == row["file"][:-5]
     with Loader(tmp_path / "out", ("image", "group"), 4, 4, seed=0) as loader:
         assert next(loader)["group"].dtype == train["group"].dtype
+
+
+def test_a_single_group_cannot_be_held_out(tmp_path):
+    csv = "file,one,joined\n" + "".join(f"{i}.png,x,{i % 3}\n" for i in range(6))
+    folder = fill(tmp_path / "s", [f"{i}.png" for i in range(6)], attributes__csv=csv)
+    for i in (1, 2):
+        (folder / f"{i}.png").write_bytes((folder / "0.png").read_bytes())
+    for column, message in (("one", "a single group"), ("joined", "3 groups, joined to one by pictures they share")):
+        config = DatasetConfig(source=str(folder), image_size=4, split_by=column)
+        with pytest.raises(ValueError, match=f"split_by gives {message}: nothing can be held out"):
+            prepare("toy", config, tmp_path / "out", tmp_path, 1)
+        config = DatasetConfig(source=str(folder), image_size=4, split_by=column, holdout=0)
+        assert prepare("toy", config, tmp_path / column, tmp_path, 1).num_test == 0
 
 
 def test_num_images_keeps_groups_whole(tmp_path):

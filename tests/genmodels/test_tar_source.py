@@ -29,6 +29,15 @@ def test_tars_are_split_labelled_and_exact(tmp_path):
     assert open_shards(tmp_path / "out").counts["found"] == 11
 
 
+@pytest.mark.parametrize(
+    "names", [("Train-0", "Test-0"), ("train0", "test0"), ("training-0", "testing-0"), ("train_00", "Validation_00")]
+)
+def test_tars_are_split_by_the_usual_names(tmp_path, tar_images, names):
+    for name, image in zip(names, tar_images, strict=False):
+        write_tar(tmp_path / f"{name}.tar", pair("1", image))
+    assert [record.split for record in opened(tmp_path).records()] == ["train", "test"]
+
+
 def test_texts_of_a_sample_give_class_captions_and_attributes(tmp_path, tar_images):
     def about(**values: object) -> bytes:
         return json.dumps(values).encode()
@@ -60,6 +69,22 @@ def test_texts_of_a_sample_give_class_captions_and_attributes(tmp_path, tar_imag
     source = opened(path, label="who", attributes=("red",), split_by="who")
     assert source.classes == source.groups == ("x", "y") and source.attributes == ("red",)
     refused(path, "label: no column 'whom'.*did you mean 'who'", label="whom")
+
+
+def test_null_says_nothing(tmp_path, tar_images):
+    null = b'{"caption": null, "text": "two", "label": null, "class": "k", "attributes": null}'
+    members = [*pair("1", tar_images[0], txt=b"one", json=null), *pair("2", tar_images[1], json=null)]
+    source = opened(write_tar(tmp_path / "a.tar", members))
+    assert [(record.captions, record.label) for record in source.records()] == [(("one",), "k"), (("two",), "k")]
+    assert source.rejects == ()
+
+
+def test_equal_paths_of_different_tars_get_keys_of_their_own(tmp_path, tar_images):
+    write_tar(tmp_path / "a.tar", [*pair("b/0", tar_images[0]), *pair("c", tar_images[1])])
+    write_tar(tmp_path / "a/b.tar", pair("0", tar_images[2]))
+    keys = {record.file: record.key for record in opened(tmp_path).records()}
+    assert len(set(keys.values())) == 3 and keys["a.tar/c.png"] == "a/c"
+    assert made(tmp_path / "out", tmp_path, holdout=0).num_train == 3
 
 
 def link(name: str, kind: bytes, target: str = "/etc/passwd") -> tuple[tarfile.TarInfo, bytes]:

@@ -16,7 +16,7 @@ from genmodels.data.sources.names import LAYOUTS, is_image_name
 from genmodels.data.sources.parquet_images import ParquetSource, is_parquet
 from genmodels.data.sources.rendered import RenderedSource, RingSource
 from genmodels.data.sources.tar_images import TarSource, is_tar
-from genmodels.data.sources.tree import Tree, is_file, open_tree
+from genmodels.data.sources.tree import Tree, is_file, local_path, open_tree
 
 SPRITES = "sprites"  # the word for the embedded data set
 RING = "ring"  # the word for points of the plane
@@ -41,7 +41,7 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
     if config.source == RING:
         return RingSource(config.num_images or NUM_POINTS)
     if not is_available(config, root):
-        what = str(root / Path(config.source).expanduser())
+        what = str(local_path(config.source, root))
         raise ValueError(f"source {what!r} is no folder and no file; expected {LAYOUTS}")
     tree, kind = _detected(config.source, root)
     if kind in ("idx", "cifar"):
@@ -59,7 +59,7 @@ def is_available(config: DatasetConfig, root: Path) -> bool:
     """Whether the source can be opened here: rendered, behind a URL, or a folder or file of this machine."""
     if config.source in RENDERED or is_url(config.source):
         return True
-    path = root / Path(config.source).expanduser()
+    path = local_path(config.source, root)
     return path.is_dir() or path.is_file()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from genmodels.data.sources.roles import Roles
@@ -11,6 +12,7 @@ from genmodels.text import nearest
 IMAGE_COLUMNS = ("file", "image", "filename", "file_name", "image_id")
 CAPTION_COLUMNS = ("caption", "text", "description")
 BINARY = {"0": 0, "1": 1, "-1": 0}
+SPELLINGS = {"true": "1", "false": "0", "1.0": "1", "0.0": "0", "-1.0": "-1"} | {cell: cell for cell in BINARY}
 MAX_VALUES = 40  # of a column that becomes one attribute a value
 MAX_LISTED = 12  # choices of an error
 
@@ -60,6 +62,12 @@ class Table(NamedTuple):
                 raise fault(self.where, row.number, name, what)
         return values
 
+    def wrong_cell(self, name: str, cells: Collection[str], what: str) -> ValueError:
+        """What is wrong with the first of these cells of a column."""
+        place = self.columns.index(name)
+        row = next(row for row in self.rows if row.cells[place] in cells)
+        return fault(self.where, row.number, name, f"{row.cells[place]!r} is {what}")
+
 
 class Values(NamedTuple):
     """A table by columns: what each says of each image that it says anything of, by file."""
@@ -100,11 +108,12 @@ class Columns:
 
         `wanted` None: every column of the attribute table that holds 0 and 1, or -1 and 1, alone. Otherwise as
         named: such a column; another column, which becomes one attribute NAME_VALUE a value; NAME=VALUE, one of these.
+        ValueError where a column of a table is of 0 and 1 but for a few cells, and where a named one is empty.
         """
         if wanted is None:
             table = self._attribute_table
             names = [name for name in table.columns if name not in IMAGE_COLUMNS] if table else []
-            return {name: values for name in names if (values := _binary(self.column(name, "attributes")))}
+            return {name: values for name in names if (values := self._binary(name))}
         found: dict[str, dict[str, int]] = {}
         for name in wanted:
             for attribute, values in self._chosen(name).items():
@@ -116,9 +125,10 @@ class Columns:
     def _chosen(self, name: str) -> dict[str, dict[str, int]]:
         column, equals, value = name.partition("=")
         if not equals or name in self.columns:
-            values = self.column(name, "attributes")
-            if binary := _binary(values):
+            if binary := self._binary(name):
                 return {name: binary}
+            if not (values := self.column(name, "attributes")):
+                raise ValueError(f"attributes: column {name!r} is empty")
             choices = sorted(set(values.values()), key=_by_number)
             if len(choices) > MAX_VALUES:
                 raise ValueError(
@@ -133,10 +143,28 @@ class Columns:
 
     def column(self, name: str, setting: str) -> dict[str, str]:
         """A column's value of each image, from whichever table has it; `setting` is what asks for it."""
+        return self._table(name, setting).column(name)
+
+    def _table(self, name: str, setting: str) -> Table | Values:
         for table in self._tables:
             if name in table.columns:
-                return table.column(name)
+                return table
         raise no_column(setting, name, self.columns, self._where)
+
+    def _binary(self, name: str) -> dict[str, int]:
+        """0 or 1 of each image; empty where the column holds anything else."""
+        table = self._table(name, "attributes")
+        values = table.column(name)
+        counts = Counter(values.values())
+        kinds = {cell: SPELLINGS.get(cell.lower(), "") for cell in counts}
+        wrong_of = {low: {cell for cell, kind in kinds.items() if kind not in (low, "1")} for low in ("0", "-1")}
+        low = min(wrong_of, key=lambda low: sum(counts[cell] for cell in wrong_of[low]))
+        if not (wrong := wrong_of[low]):
+            return {file: BINARY[kinds[cell]] for file, cell in values.items()}
+        is_slip = {low, "1"} <= set(kinds.values()) and 10 * sum(counts[cell] for cell in wrong) < len(values)
+        if is_slip and isinstance(table, Table):
+            raise table.wrong_cell(name, wrong, f"neither {low} nor 1 as the others; if it is meant, name {name}=VALUE")
+        return {}
 
     @property
     def columns(self) -> list[str]:
@@ -159,14 +187,6 @@ def no_column(setting: str, name: str, columns: Sequence[str], where: str) -> Va
 def listed(names: Sequence[str]) -> str:
     """Some names, and whether there are more."""
     return ", ".join(names[:MAX_LISTED]) + (" ..." if len(names) > MAX_LISTED else "") or "none"
-
-
-def _binary(values: Mapping[str, str]) -> dict[str, int]:
-    """0 or 1 of each image; empty where the column holds anything else."""
-    kinds = set(values.values())
-    if not (kinds <= {"0", "1"} or kinds <= {"-1", "1"}):
-        return {}
-    return {file: BINARY[value] for file, value in values.items()}
 
 
 def _is(values: Mapping[str, str], wanted: str) -> dict[str, int]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set
+from itertools import count
+from typing import NamedTuple
 
 from genmodels.data.fields import Record, Reject
 from genmodels.data.sources.columns import Named
@@ -10,16 +13,16 @@ from genmodels.data.sources.listed import ListedSource
 from genmodels.data.sources.names import (
     LAYOUTS,
     NOT_AN_IMAGE_FILE,
-    SPLIT_NAMES,
-    held_out_name,
+    held_out,
     is_image_name,
     keys,
     printable,
+    split_of,
 )
 from genmodels.data.sources.tables import Tables
 from genmodels.data.sources.tree import Tree
 
-DOMAIN_FOLDERS = {f"{split}{domain}": (domain, split) for split in ("train", "test") for domain in "AB"}
+DOMAINS = ("A", "B")
 
 
 class FolderSource(ListedSource):
@@ -69,64 +72,110 @@ def _scan(tree: Tree, rejects: list[Reject]) -> list[str]:
     return files
 
 
+class _Folders(NamedTuple):
+    """The folders that say something of the images that they hold."""
+
+    files: dict[str, list[str]]  # by the folder's name; "" for images beside the folders
+    depth: int  # how many folders lie above each of them
+
+    def inside(self, file: str) -> list[str]:
+        """The parts of a path below such a folder."""
+        return file.split("/")[self.depth + 1 :]
+
+    @property
+    def place(self) -> str:
+        """Where they lie, as a few words; nothing of the source itself."""
+        above = next(file for files in self.files.values() for file in files).split("/")[: self.depth]
+        return f" in {printable('/'.join(above))}/" if above else ""
+
+
+def _folders(files: list[str]) -> _Folders:
+    """A folder that lies alone says nothing: what it holds does, as of an archive that was unpacked (pets/train)."""
+    for depth in count():
+        found: dict[str, list[str]] = defaultdict(list)
+        for file in files:
+            parts = file.split("/")
+            found[parts[depth] if len(parts) > depth + 1 else ""].append(file)
+        if len(found) > 1 or "" in found or _domain(next(iter(found))):
+            return _Folders(found, depth)
+    raise AssertionError
+
+
+def _domain(folder: str) -> tuple[str, str] | None:
+    """Domain and split of a folder such as trainA."""
+    domain, split = folder[-1:].upper(), split_of(folder[:-1])
+    return (domain, split) if domain in DOMAINS and split else None
+
+
 def _arrange(files: list[str], rejects: list[Reject], class_folders: bool) -> tuple[list[Record], str]:
     """The samples with what their folders say of them, and the layout's name."""
-    tops: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        tops[file.split("/")[0] if "/" in file else ""].append(file)
-    if {"trainA", "trainB"} <= tops.keys():
-        return _arrange_domains(tops, rejects)
-    if tops.keys() & {"trainA", "trainB"}:
-        raise ValueError(f"source has {min(tops.keys() & {'trainA', 'trainB'})}/ alone; expected {LAYOUTS}")
-    if held_out := held_out_name(tops.keys()):
-        return _arrange_splits(tops, held_out, rejects, class_folders)
-    loose = tops.pop("", [])
-    if len(tops) < 2 or not class_folders:
+    folders = _folders(files)
+    domains = {folder: domain for folder in folders.files if (domain := _domain(folder))}
+    trained = {domain for domain, split in domains.values() if split == "train"}
+    if len(trained) == 2:
+        return _arrange_domains(folders, domains, rejects)
+    if trained:
+        raise ValueError(f"source has train{min(trained)}/ alone; expected {LAYOUTS}")
+    splits = {folder: split for folder in folders.files if (split := split_of(folder))}
+    if other := held_out(splits.values()):
+        return _arrange_splits(folders, splits, other, rejects, class_folders)
+    classes = [folder for folder in folders.files if folder]
+    if len(classes) < 2 or not class_folders:
         return [Record(key, file) for key, file in zip(keys(files), files, strict=True)], "flat folder"
-    rejects += [Reject(file, "image beside the class folders") for file in loose]
-    files = [file for top in tops.values() for file in top]
-    records = [
-        Record(key, file, label=printable(file.split("/")[0])) for key, file in zip(keys(files), files, strict=True)
-    ]
-    return records, f"one folder a class, {len(tops)} classes"
+    rejects += [Reject(file, "image beside the class folders") for file in folders.files.get("", [])]
+    label_of = {file: printable(name) for name in classes for file in folders.files[name]}
+    records = [Record(key, file, label=label_of[file]) for key, file in zip(keys([*label_of]), label_of, strict=True)]
+    return records, f"one folder a class{folders.place}, {len(classes)} classes"
 
 
 def _arrange_splits(
-    tops: dict[str, list[str]], held_out: str, rejects: list[Reject], class_folders: bool
+    folders: _Folders, splits: dict[str, str], other: str, rejects: list[Reject], class_folders: bool
 ) -> tuple[list[Record], str]:
-    """Samples whose top folder is their split: test/ is held out, val/ where there is no test/."""
-    ignored = sorted(tops.keys() & (SPLIT_NAMES.keys() - {"train", held_out}))
-    for top in tops.keys() - {"train", held_out, *ignored}:
-        rejects += [Reject(file, f"outside train/ and {held_out}/") for file in tops[top]]
-    files = tops["train"] + tops[held_out]
-    folders = {file.split("/")[1] for file in files if file.count("/") > 1}
-    with_classes = class_folders and len(folders) > 1
+    """Samples whose folder is their split: train, and `other` is held out."""
+    used = [folder for split in ("train", other) for folder in splits if splits[folder] == split]
+    names = " and ".join(f"{folder}/" for folder in used)
+    others = (folder for folder in folders.files if folder not in splits)
+    rejects += [Reject(file, f"outside {names}") for folder in others for file in folders.files[folder]]
+    split_by_file = {file: splits[folder] for folder in used for file in folders.files[folder]}
+    classes = {inside[0] for file in split_by_file if len(inside := folders.inside(file)) > 1}
+    with_classes = class_folders and len(classes) > 1
     if with_classes:
-        rejects += [Reject(file, "image beside the class folders") for file in files if file.count("/") == 1]
-        files = [file for file in files if file.count("/") > 1]
+        loose = [file for file in split_by_file if len(folders.inside(file)) == 1]
+        rejects += [Reject(file, "image beside the class folders") for file in loose]
+        for file in loose:
+            del split_by_file[file]
     records = [
         Record(
             key,
             file,
-            label=printable(file.split("/")[1]) if with_classes else None,
-            split="train" if file.startswith("train/") else "test",
+            label=printable(folders.inside(file)[0]) if with_classes else None,
+            split="train" if split == "train" else "test",
         )
-        for key, file in zip(keys(files), files, strict=True)
+        for key, (file, split) in zip(keys([*split_by_file]), split_by_file.items(), strict=True)
     ]
-    found = f"train/ and {held_out}/" + (f", one folder a class, {len(folders)} classes" if with_classes else "")
-    return records, found + (f" (ignored: {', '.join(ignored)})" if ignored else "")
+    found = names + folders.place + (f", one folder a class, {len(classes)} classes" if with_classes else "")
+    return records, found + _ignored(splits.keys() - set(used))
 
 
-def _arrange_domains(tops: dict[str, list[str]], rejects: list[Reject]) -> tuple[list[Record], str]:
+def _arrange_domains(
+    folders: _Folders, domains: dict[str, tuple[str, str]], rejects: list[Reject]
+) -> tuple[list[Record], str]:
     """Samples of unpaired domains. Without test folders the holdout decides the split."""
-    ignored = sorted(top for top in tops if top.startswith("val"))
-    for top in tops.keys() - DOMAIN_FOLDERS.keys() - set(ignored):
-        rejects += [Reject(file, "outside trainA, trainB, testA, testB") for file in tops[top]]
-    has_test = bool(tops.keys() & {"testA", "testB"})
-    files = [file for top in DOMAIN_FOLDERS if top in tops for file in tops[top]]
-    records = []
-    for key, file in zip(keys(files), files, strict=True):
-        domain, split = DOMAIN_FOLDERS[file.split("/")[0]]
-        records.append(Record(key, file, domain=domain, split=split if has_test else None))
-    found = "/".join(top for top in DOMAIN_FOLDERS if top in tops)
-    return records, f"domains {found}" + (f" (ignored: {', '.join(ignored)})" if ignored else "")
+    others = (folder for folder in folders.files if folder not in domains)
+    outside = "outside trainA, trainB, testA, testB"
+    rejects += [Reject(file, outside) for folder in others for file in folders.files[folder]]
+    other = held_out([split for _, split in domains.values()])
+    used = sorted(
+        (split != "train", domain, folder) for folder, (domain, split) in domains.items() if split in ("train", other)
+    )
+    files = [(file, domain, is_test) for is_test, domain, folder in used for file in folders.files[folder]]
+    records = [
+        Record(key, file, domain=domain, split=("test" if is_test else "train") if other else None)
+        for key, (file, domain, is_test) in zip(keys([file for file, _, _ in files]), files, strict=True)
+    ]
+    names = [folder for _, _, folder in used]
+    return records, f"domains {'/'.join(names)}{folders.place}" + _ignored(domains.keys() - set(names))
+
+
+def _ignored(folders: Set[str]) -> str:
+    return f" (ignored: {', '.join(sorted(folders))})" if folders else ""

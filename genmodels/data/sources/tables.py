@@ -2,7 +2,7 @@
 
 captions.csv, captions.jsonl   an image column and a caption column; several rows an image are several captions
 a .txt beside each image       a line a caption
-attributes.csv                 an image column; columns of 0/1 or -1/1 are attributes
+attributes.csv                 an image column; columns of 0/1, -1/1 or True/False are attributes
 list_attr.txt                  CelebA's layout: the count, the names, then a file and its values a line
 
 Whatever is wrong is a ValueError of one line that names file, row and column. Rows count from 1, the header too.
@@ -15,7 +15,7 @@ import io
 import json
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -44,6 +44,8 @@ class Tables(Columns):
         self._caption_table = self._first(CAPTION_TABLES)
         self._binary_table = self._first(ATTRIBUTE_TABLES)
         _check_unique(self._binary_table)
+        if self._binary_table and ATTRIBUTE_TABLES[self._binary_table.name] is _celeba:
+            _check_signs(self._binary_table)
         names = [table.name for table in (self._binary_table, self._caption_table) if table]
         nowhere = f"{tree.name}, which has no table ({', '.join(ATTRIBUTE_TABLES)})"
         super().__init__(self._binary_table, self._caption_table, " or ".join(names) or nowhere)
@@ -160,6 +162,16 @@ def _check_unique(table: Table | None) -> None:
     for row in table.rows:
         if (first := seen.setdefault(row.file, row.number)) != row.number:
             raise fault(table.where, row.number, None, f"{row.file!r} stands in row {first} already")
+
+
+def _check_signs(table: Table) -> None:
+    """CelebA's layout says of every image whether it has every attribute: -1 or 1, as some write it 0 or 1."""
+    counts = Counter(cell for row in table.rows for cell in row.cells[1:])
+    low = "0" if counts["0"] > counts["-1"] else "-1"
+    if wrong := counts.keys() - {low, "1"}:
+        row = next(row for row in table.rows if not wrong.isdisjoint(row.cells[1:]))
+        name = next(name for name, cell in zip(table.columns[1:], row.cells[1:], strict=True) if cell in wrong)
+        raise table.wrong_cell(name, wrong, f"neither {low} nor 1")
 
 
 def _one_of(path: str, columns: Sequence[str], choices: Sequence[str], what: str) -> str:

@@ -16,7 +16,7 @@ import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from genmodels.data.fields import Record, Reject
 from genmodels.data.sources.columns import Named
@@ -69,6 +69,7 @@ class TarSource(ListedSource):
         for tar, split in splits.items():
             samples = _samples(tree, tar, rejects)
             records += _records(tar, split, samples.values(), told, wanted, rejects)
+        records = _with_keys(records)
         roles = told.roles(named, f"the .json members of {tree.name}")
         described = roles.described(records, rejects)
         found = summary(f"WebDataset tars ({len(splits)}{found})", roles, described)
@@ -91,20 +92,26 @@ def _records(
     wanted: Collection[str],
     rejects: list[Reject],
 ) -> list[Piece]:
-    """A record for every sample with an image; what its texts say goes to `told`."""
+    """A record, as yet without a key, for every sample with an image; what its texts say goes to `told`."""
     records = []
-    names = keys([f"{os.path.splitext(tar)[0]}/{sample.image}" for sample in samples if sample.image])
-    for key, sample in zip(names, (sample for sample in samples if sample.image), strict=True):
+    for sample in (sample for sample in samples if sample.image):
         file = f"{tar}/{sample.image}"
         try:
             read_texts(sample.texts).note(told, wanted, file)
         except ValueError as error:
             rejects.append(Reject(file, str(error)))
         else:
-            records.append(Piece(key, file, split=split, container=tar, place=sample.place))
+            records.append(Piece("", file, split=split, container=tar, place=sample.place))
     alone = sorted(name for sample in samples if not sample.image for name in sample.members)
     rejects += [Reject(f"{tar}/{name}", "no image beside it") for name in alone]
     return records
+
+
+def _with_keys(records: list[Piece]) -> list[Piece]:
+    """Keys without the tars' extension; b/0.png of a.tar and 0.png of a/b.tar would have one."""
+    inside = [os.path.splitext(each.container)[0] + each.file[len(each.container) :] for each in records]
+    names = keys(inside, [each.file for each in records])
+    return [replace(each, key=key) for key, each in zip(names, records, strict=True)]
 
 
 def _samples(tree: Tree, tar: str, rejects: list[Reject]) -> dict[str, _Sample]:

@@ -58,6 +58,7 @@ def _of_json(text: str) -> Said:
         raise ValueError("its .json cannot be read") from None
     if not isinstance(values, dict):
         raise ValueError("its .json is no object")
+    values = {name: value for name, value in values.items() if value is not None}  # null says nothing
     captions: Any = next((values[name] for name in CAPTIONS if name in values), [])
     captions = [captions] if isinstance(captions, str) else captions
     attributes = values.get("attributes", {})

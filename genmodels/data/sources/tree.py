@@ -34,10 +34,18 @@ class Tree(Protocol):
         """What changes when the file does; reads no content."""
 
 
+def local_path(source: str, root: Path) -> Path:
+    """`source` on this machine; relative folders start at `root`, and ~ is the home folder."""
+    try:
+        return root / Path(source).expanduser()
+    except RuntimeError:  # of a user whom this machine does not know: there is no such path
+        return root / source
+
+
 def is_file(source: str, root: Path) -> bool:
     """Whether `source` names one file, and no folder."""
     if not is_url(source):
-        return (root / Path(source).expanduser()).is_file()
+        return local_path(source, root).is_file()
     fs, path = filesystem(source)
     try:
         return bool(retried(lambda: fs.info(path), source)["type"] == "file")
@@ -47,7 +55,7 @@ def is_file(source: str, root: Path) -> bool:
 
 def open_tree(source: str, root: Path, only: tuple[str, ...] | None = None) -> Tree:
     """The folder or URL `source`, or `only` these files of it; relative folders start at `root`."""
-    return RemoteTree(source, only) if is_url(source) else LocalTree(root / Path(source).expanduser(), only)
+    return RemoteTree(source, only) if is_url(source) else LocalTree(local_path(source, root), only)
 
 
 class LocalTree:
