@@ -216,17 +216,23 @@ FIELDS: dict[str, Callable[[ShardReader], Field]] = {
 
 
 def read_split(
-    folder: Path, split: str, image_size: int, num: int, domain: str | None = None, cache: ShardCache | None = None
+    folder: Path,
+    split: str,
+    image_size: int,
+    num: int,
+    domain: str | None = None,
+    cache: ShardCache | None = None,
+    digest: str | None = None,
 ) -> tuple[Batch, bool]:
     """The first samples of a split, at most `num`, with every key that the data set offers; in order of storage.
 
     The second value says whether image_A and image_B are aligned: where both domains hold files of the same name,
     only those are read.
     """
-    reader = ShardReader(folder, split, image_size, domain, cache)
+    reader = ShardReader(folder, split, image_size, domain, cache, digest)
     ids = np.arange(min(reader.num, num))
     batch = {key: FIELDS[key](reader)(ids, np.zeros(len(ids), bool)) for key in FIELDS if key in reader.spec.keys}
-    readers = {name: ShardReader(folder, split, image_size, name, cache) for name in reader.spec.domains}
+    readers = {name: ShardReader(folder, split, image_size, name, cache, digest) for name in reader.spec.domains}
     ids_of = {name: np.arange(each.num) for name, each in readers.items()}
     paired = len(readers) == 2 and len(paired_ids(*readers.values())[0]) > 0
     if paired:

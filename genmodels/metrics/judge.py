@@ -51,7 +51,7 @@ class Judge:
 
     def read(self, split: str, size: int, num: int) -> tuple[Batch, bool]:
         """As `held_out`, of any split; images in [-1, 1]."""
-        batch, paired = read_split(self.shards, split, size, num, self.domain, self.cache)
+        batch, paired = read_split(self.shards, split, size, num, self.domain, self.cache, self.spec.digest)
         return {key: to_float(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}, paired
 
     def reals(self, model: GenerativeModel, size: int) -> Tensor:
