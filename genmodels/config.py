@@ -144,6 +144,9 @@ class EvaluationConfig(Strict):
     """The protocol of the scores: scores of unlike protocols are never compared."""
 
     num_images: int = Field(1024, ge=4, description="generated and held-out images (fewer where the data holds fewer)")
+    extractor: str | None = Field(
+        None, description="a TorchScript file of features, as Inception's; null: a network trained on the data's labels"
+    )
     extractor_images: int = Field(60_000, ge=1, description="images shown to train the feature network")
     seed: int = Field(0, ge=0, description="of latents and projections")
 

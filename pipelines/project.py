@@ -70,7 +70,12 @@ def shard_cache(compute: ComputeConfig) -> ShardCache:
 
 
 def extractor_path(compute: ComputeConfig, spec: DataSpec, evaluation: EvaluationConfig) -> Path:
-    """The file of a data set's feature network."""
+    """The file of a data set's feature network; UserError where the one that params.yaml names is not there."""
+    if evaluation.extractor:
+        supplied = (root() / Path(evaluation.extractor).expanduser()).absolute()
+        if not supplied.is_file():
+            raise UserError(f"evaluation.extractor {evaluation.extractor}: there is no file {supplied}")
+        return supplied
     return storage(compute) / "extractors" / f"{spec.digest[:16]}-{evaluation.extractor_images}.safetensors"
 
 

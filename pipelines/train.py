@@ -113,6 +113,7 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
         raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
     domain = spec.domain_of_image(config.train.domain)
     _check_judged(spec)
+    extractor_path(compute, spec, config.evaluation)  # says so if it is not there
     with torch.device("meta"):
         model = build_model(config, spec)
     for key in model.batch_keys:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from genmodels.data.images import SMALLEST
-from genmodels.metrics.features import Extractor, extract, frechet_distance, kernel_distance, precision_recall
+from genmodels.metrics.features import FeatureNetwork, extract, frechet_distance, kernel_distance, precision_recall
 from genmodels.metrics.images import check_images, quantize, random_subset
 from genmodels.metrics.ms_ssim import ms_ssim_of_pairs
 from genmodels.metrics.swd import sliced_wasserstein
@@ -29,7 +29,7 @@ class Protocol:
     num_images: int  # of each set, after the larger one was cut
     image_size: int  # pixels
     extractor_sha256: str  # empty without a feature network
-    extractor_task: str  # "classes" or "rotation"; empty without
+    extractor_task: str  # "classes", "rotation" or "supplied"; empty without
     resize_filter: str  # on the way into the feature network; empty without
     data_digest: str  # of the real images' data set
     split: str  # that the real images come from
@@ -41,7 +41,7 @@ class Protocol:
         cls,
         real: Tensor,
         fake: Tensor,
-        extractor: Extractor | None,
+        extractor: FeatureNetwork | None,
         data_digest: str,
         split: str,
         domain: str | None = None,
@@ -69,7 +69,7 @@ class Protocol:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def evaluate(real: Tensor, fake: Tensor, extractor: Extractor | None = None, seed: int = 0) -> dict[str, float]:
+def evaluate(real: Tensor, fake: Tensor, extractor: FeatureNetwork | None = None, seed: int = 0) -> dict[str, float]:
     """Scores of fakes [M, C, S, S] against reals [N, C, S, S], both in [-1, 1]; the larger set is cut at random.
 
     Keys: `swd` (mean over levels), `swd_<size>` a level; from 4 px `ms_ssim` and `ms_ssim_real`; with an extractor
@@ -103,7 +103,7 @@ def feature_scores(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 
 def reference_scores(
-    real: Tensor, extractor: Extractor | None = None, num_images: int | None = None, seed: int = 0
+    real: Tensor, extractor: FeatureNetwork | None = None, num_images: int | None = None, seed: int = 0
 ) -> dict[str, float]:
     """The scale beside each score: `evaluate` of two disjoint random halves of real data, plus their `num_images`.
 

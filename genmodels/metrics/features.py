@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.metrics.supplied import SuppliedNetwork
+
 Task = Literal["classes", "rotation"]
 NUM_FEATURES = 128
 RESIZE_FILTER = "bilinear, antialiased"
@@ -71,6 +73,9 @@ class Extractor(nn.Module):
     def config(self) -> dict[str, Any]:
         """The arguments that build this network."""
         return {key: getattr(self, key) for key in ("channels", "num_classes", "task", "input_size")}
+
+
+FeatureNetwork = Extractor | SuppliedNetwork
 
 
 def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -143,8 +148,8 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def extract(extractor: Extractor, images: Tensor) -> Tensor:
-    """Features [N, 128] of images [N, C, S, S], computed in chunks by the network in eval mode."""
+def extract(extractor: FeatureNetwork, images: Tensor) -> Tensor:
+    """Features [N, F] of images [N, C, S, S], computed in chunks by the network in eval mode."""
     extractor.eval()
     return torch.cat([extractor(chunk) for chunk in images.split(CHUNK)])
 
@@ -177,7 +182,7 @@ def save_extractor(extractor: Extractor, path: Path | str) -> None:
 
 
 def load_extractor(path: Path | str) -> Extractor:
-    """Inverse of `save_extractor`: the network on the CPU, frozen, in eval mode."""
+    """Inverse of `save_extractor`: the network on the CPU, frozen, in eval mode. ValueError for any other file."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 

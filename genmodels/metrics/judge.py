@@ -18,7 +18,8 @@ from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
 from genmodels.files import exclusive, write_atomic
 from genmodels.metrics.evaluate import Protocol, evaluate
-from genmodels.metrics.features import Extractor, load_extractor, save_extractor, train_extractor
+from genmodels.metrics.features import FeatureNetwork, load_extractor, save_extractor, train_extractor
+from genmodels.metrics.supplied import SuppliedNetwork
 from genmodels.model import Batch, GenerativeModel
 from genmodels.trainer import to_float
 
@@ -39,7 +40,9 @@ class Judge:
     ):
         self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
         self.cache = cache
-        self.extractor = load_extractor(extractor).to(self.device) if extractor.is_file() else None
+        self.extractor = ensure_extractor(extractor, shards, spec, config.evaluation, cache)
+        if self.extractor:
+            self.extractor.to(self.device)
         self.domain = spec.domain_of_image(config.train.domain)
         self._held_out: dict[int, tuple[Batch, bool]] = {}
 
@@ -88,13 +91,15 @@ class Judge:
 
 def ensure_extractor(
     path: Path, shards: Path, spec: DataSpec, config: EvaluationConfig, cache: ShardCache | None = None
-) -> Extractor | None:
-    """The data set's feature network: read from `path`, or trained on its training images and labels once.
+) -> FeatureNetwork | None:
+    """The feature network: read from `path`, or trained on the data set's training images and labels once.
 
     Another process that trains it is waited for. None for points: images too small for a network.
     """
     if spec.image_size < SMALLEST:
         return None
+    if config.extractor:
+        return SuppliedNetwork(path)
     if not path.is_file():
         with exclusive(path.with_name(f".{path.name}.lock")):
             if not path.is_file():

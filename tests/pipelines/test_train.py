@@ -78,6 +78,10 @@ def test_auto_leaves_each_worker_a_share_to_train_on(monkeypatch):
         ("--model", "vae", "--set", "models.vae.train.image_size=12"): ["image_size 12", "sizes 4, 8, 16"],
         ("--model", "vae", "--set", "models.vae.train.domain=C"): ["domain 'C'", "domains A, B"],
         ("--model", "vae", "--num-workers", "3"): ["batch_size 16", "does not divide by 3 workers"],
+        ("--model", "vae", "--set", "evaluation.extractor=inception.pt"): [
+            "evaluation.extractor inception.pt",
+            "no file",
+        ],
         ("--model", "infogan", "--num-workers", "16"): ["too small", "needs 2 images a worker"],
         ("--model", "vae", "--set", "models.vae.iw_samples=5", "--set", "models.vae.beta=4"): ["beta 4 has no effect"],
         ("--model", "progan", "--set", "models.progan.train.num_images=99"): ["99 images are too few to grow"],
