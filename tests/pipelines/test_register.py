@@ -53,6 +53,35 @@ def test_a_failed_proof_loses_to_any_whose_proofs_hold(add):
     assert champion() == failed
 
 
+def test_proofs_decide_among_evaluated_versions_alone(add):
+    evaluated = add(1, 10.0, proofs="2 of 3 shown")
+    add(2, 90.0)
+    assert champion() == evaluated
+    better = add(3, 5.0)
+    assert champion() == better
+    held = add(4, 80.0, proofs="3 of 3 shown")
+    assert champion() == better
+    add(3, 5.0, proofs="0 of 3 shown")
+    assert champion() == held
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_registration_killed_while_the_alias_moved_leaves_it_to_the_metric(killed, add, monkeypatch):
+    add(1, 50.0)
+    mlflow_client, move = type(client()), type(client()).set_registered_model_alias
+
+    def kill(*arguments):
+        if killed == "after":
+            move(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow_client, "set_registered_model_alias", kill)
+        add(2, 40.0)
+    best = add(3, 30.0)
+    assert champion() == champion("champion-sprites") == best
+
+
 @pytest.mark.parametrize(
     "score, tags",
     [
