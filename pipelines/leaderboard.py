@@ -34,9 +34,11 @@ def main(
 ) -> None:
     """Prints the tables and writes the gallery."""
     from genmodels.files import write_json, write_text
+    from pipelines import places
 
-    tables = ranking(model)
     folder = out or root() / "data/leaderboard"
+    places.check_folder(folder)
+    tables = ranking(model)
     for (name, dataset, protocol), rows in tables.items():
         show(f"{name} on {dataset}, protocol {protocol}", rows[:top])
     write_json(

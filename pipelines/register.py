@@ -25,13 +25,15 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="champion even after NaN or with images missing")] = False,
 ) -> None:
     """Makes sure that what came of a training is a version; `champion` is the best, unless a person chose."""
-    from pipelines import registry
+    from pipelines import places, registry
 
     if (model is None) == (run is None):
         raise UserError("give one of --model FOLDER and --run RUN")
     name, number, best = _result(model, scores) if model else _of_run(str(run))
     if alias:
         registry.choose(name, number, alias, force)
+    if out:
+        places.check_file(out)
     print(f"{name} version {number}{f', {alias} now' if alias else ', the champion' if best else ''}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -221,6 +221,7 @@ def test_a_new_champion_takes_over_and_no_request_is_lost(project, sprites_data,
     deadline = time.monotonic() + 60
     while (200, f"vae/{second}") not in seen and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert "choices: cpu" in refused("--model", vae, "--device", "foo", "--port", "0")
     over.set()
     for client in clients:
         client.join()
