@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.project import UserError
+from genmodels.config import ComputeConfig
+from pipelines import places
+from pipelines.project import UserError, root, shard_cache, shards, storage, store_root
 from pipelines.run import Event, Run
+
+WRITTEN = {"export", "samples.png", "metrics.json", "run.json", "scores.csv", "curves.csv"}
 
 
 def finish(run: Run, tracker: Any) -> Event:
@@ -74,7 +78,7 @@ def register(run: Run, summary: Event) -> Event:
 
 
 def publish(run: Run, summary: Event, out: Path) -> None:
-    """Puts what people and DVC look at into `out`: export, samples, curves as tables, summary."""
+    """Replaces `out` by what people and DVC look at: export, samples, curves as tables, summary."""
     from genmodels.files import replace_folder
 
     def write(folder: Path) -> None:
@@ -89,6 +93,25 @@ def publish(run: Run, summary: Event, out: Path) -> None:
         _write_csv(
             folder / "scores.csv",
             [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots],
+def check_out(out: Path, compute: ComputeConfig) -> None:
+    """UserError, before anything starts, where `publish` would fail or take away what it did not write."""
+    for folder in (out, out.absolute().parent):
+        places.check_folder(folder)
+    place, runs = out.resolve(), storage(compute).resolve()
+    data = (runs, shards("any").parent, root() / "data/raw", shard_cache(compute).folder, store_root() / "mlartifacts")
+    for kept in (root(), store_root(), *data):
+        if kept.resolve().is_relative_to(place):
+            raise UserError(f"--out {out} would replace {kept}; give a folder of its own, as data/models/NAME")
+    if place.parent == runs or place.is_mount():
+        raise UserError(
+            f"--out {out} lies among the runs, or is a mount; give a folder of its own, as data/models/NAME"
+        )
+    held = {entry.name for entry in place.iterdir()} - {".gitignore"} if place.is_dir() else set()  # which is DVC's
+    ours = (place / "export/config.json").is_file()
+    if foreign := held - WRITTEN if ours else held:
+        raise UserError(f"--out {out} holds {min(foreign)}, which is no training's and would go; give a new folder")
+
+
         )
         logs = [event for event in events if event["type"] == "log"]
         rows = [
@@ -100,7 +123,7 @@ def publish(run: Run, summary: Event, out: Path) -> None:
         _write_csv(folder / "curves.csv", rows)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(out.absolute(), write)
+    replace_folder(out.resolve(), write)
 
 
 def _write_csv(path: Path, rows: list[Event]) -> None:

@@ -47,6 +47,11 @@ def main(
     configs = {name: everything.run(name, recipe) for name in chosen(everything, model)}
     if print_config:
         import yaml
+    if out:
+        from pipelines.outcome import check_out
+
+        for name in configs:
+            check_out(out / name if len(configs) > 1 else out, everything.compute)
 
         print("---\n".join(yaml.safe_dump(config.to_json(), sort_keys=False) for config in configs.values()), end="")
     elif dry_run:

@@ -12,13 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from commands import call, refused, succeed
 from conftest import Project
 
 from genmodels import export
 from genmodels.config import ComputeConfig, load_params
-from pipelines import cluster, dataset_input, evaluate, register, registry, report, sample, tracking, train
+from pipelines import (
+    cluster,
+    dataset_input,
+    evaluate,
+    leaderboard,
+    outcome,
+    register,
+    registry,
+    report,
+    sample,
+    tracking,
+    train,
+)
+from pipelines.project import UserError
 from pipelines.run import Run, open_run, owned
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
@@ -96,6 +110,25 @@ def test_a_refused_command_shows_no_traceback(project):
     result = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: models.vae.latent_dmi") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", [".", "..", "data", "data/runs", "data/runs/mine", "data/shards/sprites", "data/raw"])
+def test_an_out_that_would_replace_the_project_or_its_data_is_refused(out, project, monkeypatch):
+    (project.root / "data/raw").mkdir(exist_ok=True)
+    monkeypatch.chdir(project.root)
+    assert f"--out {out} " in refused(train, "--model", "vae", "--out", out)
+    assert not project.runs.exists() or not runs(project, "vae")
+
+
+def test_an_out_that_holds_what_no_training_wrote_is_refused(project, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text("{}")
+    for out in ("mine", "mine/run.json", "mine/run.json/below"):
+        line = refused(train, "--model", "vae", "--out", tmp_path / out)
+        assert "run.json" in line and "--out" in line
+    assert "gan" in refused(train, "--model", "vae,mine", "--out", tmp_path)
+    assert (tmp_path / "mine/run.json").read_text() == "{}"
+    assert "/dev/null is no folder" in refused(train, "--model", "vae", "--dry-run", "--out", "/dev/null/x")
 
 
 def test_a_dry_run_shows_the_plan_and_starts_nothing(project):
@@ -221,6 +254,15 @@ def test_what_goes_out_is_the_export_its_curves_and_a_summary(vae, project):
     assert {row["stage"] for row in history} == {"train"}  # proofs of growing models compare within a stage
     assert "elbo/kl" in (out / "curves.csv").read_text()
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_out_that_a_training_wrote_may_be_replaced_unless_somebody_added_to_it(vae, project, tmp_path):
+    out, compute = shutil.copytree(project.root / "data/models/vae", tmp_path / "out"), ComputeConfig()
+    (out / ".gitignore").write_text("/export")  # DVC's
+    outcome.check_out(out, compute)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes.txt"):
+        outcome.check_out(out, compute)
 
 
 def test_a_finished_training_starts_anew_with_the_same_weights_and_version(vae, project):
