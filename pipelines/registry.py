@@ -134,8 +134,11 @@ def find(reference: str) -> Path:
     return found.parent
 
 
-def _unknown(reference: str, error: Exception) -> UserError:
-    return UserError(f"{reference!r} not found in {uri()}: {str(error).splitlines()[0]}{_choices(connected())}")
+def _unknown(reference: str, error: Any) -> UserError:
+    told = str(error).splitlines()[0]
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return UserError(f"MLflow at {uri()} does not give {reference!r}: {told}")
+    return UserError(f"{reference!r} not found in {uri()}: {told}{_choices(connected())}")
 
 
 def _choices(mlflow: Any) -> str:

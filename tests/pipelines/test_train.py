@@ -329,6 +329,31 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
+def test_an_evaluation_leaves_alone_what_lies_beside_its_pictures(vae, project, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/holiday.png").write_text("mine")
+    paths = evaluate.save_pictures({"rows": torch.zeros(2, 3, 3, 4, 4)}, tmp_path / "pictures")
+    assert [path.name for path in paths] == ["rows.png"] and paths[0].read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["holiday.png", "rows.png"]
+
+
+def test_commands_that_need_a_tracking_server_say_in_one_line_that_it_is_away(vae, project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    model, picture = project.root / "data/models/vae", tmp_path / "x.png"
+    for asked in (
+        (sample, "--model", "vae@champion", "--out", picture),
+        (register, "--model", model),
+        (leaderboard, "--out", tmp_path),
+        (evaluate, "--model", "vae@champion"),
+    ):
+        assert "127.0.0.1" in refused(*asked)
+    succeed(sample, "--model", model / "export", "--out", picture)
+    result = call(evaluate, "--model", model / "export", "--out", tmp_path)
+    assert result.exit_code == 0 and "warning: MLflow has not got these scores" in result.stderr
+    assert (tmp_path / "evaluation.json").exists()
+
+
 def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
     """Of weights that are new to the registry."""
     sampler = export.load(vae.folder / "best")
