@@ -12,6 +12,8 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,13 +47,13 @@ def main(
         overrides = [*(overrides or []), f"compute.num_workers={num_workers}"]
     everything = params(overrides)
     configs = {name: everything.run(name, recipe) for name in chosen(everything, model)}
-    if print_config:
-        import yaml
     if out:
         from pipelines.outcome import check_out
 
         for name in configs:
             check_out(out / name if len(configs) > 1 else out, everything.compute)
+    if print_config:
+        import yaml
 
         print("---\n".join(yaml.safe_dump(config.to_json(), sort_keys=False) for config in configs.values()), end="")
     elif dry_run:
@@ -182,7 +184,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     compute = plan.compute
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with owned(run) as attempt:
+    with owned(run) as attempt, noted_failure(run):
         folder, cache = shards(config.dataset), shard_cache(compute)
         run.update(status="running", **described(run, config, spec, plan), registered=registered)
         draw_data(run, folder, cache)
@@ -195,7 +197,6 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
             last = run.events()[-1]
             if last["type"] == "failed":
                 tracker.close("FAILED")
-                run.update(status="failed")
                 raise UserError(last["reason"])
             if last["type"] == "stopped":
                 run.update(status="stopped")
@@ -204,6 +205,17 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         if out:
             outcome.publish(run, summary, out)
         run.update(status="finished", result=summary)
+
+
+@contextmanager
+def noted_failure(run: Run) -> Iterator[None]:
+    """Writes into run.json that a training failed, whatever it failed of."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):  # of a full disk; the fault itself says more
+            run.update(status="failed")
+        raise
 
 
 def described(run: Run, config: RunConfig, spec: DataSpec, plan: Plan) -> dict[str, Any]:

@@ -394,6 +394,34 @@ def test_a_training_that_diverges_fails_by_name_and_is_never_registered(vae, pro
     assert len(versions("vae")) == before
 
 
+def test_a_training_that_fails_of_our_own_fault_is_marked_failed(project, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(cluster, "train", broken)
+    result = call(train, "--model", "vae", "--set", "models.vae.train.seed=11")
+    assert isinstance(result.exception, RuntimeError)
+    run = runs(project, "vae")[-1]
+    assert run.config.train.seed == 11 and run.info["status"] == "failed"
+
+
+def test_a_driver_killed_after_the_last_image_leaves_a_training_that_is_finished(project, monkeypatch):
+    arguments = ("--model", "vae", "--set", "models.vae.train.seed=12")
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "finish", killed)
+        assert call(train, *arguments).exit_code == 137
+    assert runs(project, "vae")[-1].info["status"] == "running"
+    succeed(train, *arguments)
+    run = runs(project, "vae")[-1]
+    (end,), result = of_type(run, "finished"), run.info["result"]
+    assert len(of_type(run, "started")) == 2 and run.events()[-1] != end
+    assert (result["ended"], result["images"], result["weights_sha256"]) == ("finished", 256, end["weights"])
+
+
 def test_a_second_driver_is_refused_and_told_who_holds_the_run(vae, project):
     config = load_params(project.root / "params.yaml", ["models.vae.train.seed=99"]).run("vae")
     run = open_run(project.runs, config, project.root / "data/shards/sprites", vae.info["data_digest"])
