@@ -56,7 +56,7 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha25
         inputs=Schema([ColSpec("long", "num")]), params=ParamSchema([ParamSpec("seed", "long", 0)])
     )
     client = mlflow.MlflowClient()
-    was = client.get_run(run_id).info.status if run_id else "FINISHED"
+    was = client.get_run(run_id).info if run_id else None
     name_if_new = None if run_id else f"register-{name}"  # given with a run id, it would rename that run
     with warnings.catch_warnings(), mlflow.start_run(run_id, experiment_id(), name_if_new) as active:
         warnings.simplefilter("ignore")  # MLflow would like an input example, which it would run
@@ -67,7 +67,10 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha25
             signature=signature,
             pip_requirements=["torch", "numpy", "pydantic", "safetensors", "pillow"],
         )
-    client.set_terminated(active.info.run_id, was if was != "RUNNING" else "FINISHED")
+    if was and was.status == "RUNNING":
+        client.update_run(was.run_id, was.status)
+    elif was:
+        client.set_terminated(was.run_id, was.status, was.end_time)
     with suppress(mlflow.exceptions.MlflowException):  # it exists already
         client.create_registered_model(name)
     tags = {"sha256": sha256}  # at once: a version without it would be made again

@@ -12,7 +12,7 @@ from exports import export_vae, register_vae
 
 from genmodels import export
 from pipelines import register, registry, tracking, train
-from pipelines.run import Run
+from pipelines.run import Run, owned
 
 
 def client():
@@ -200,6 +200,37 @@ def test_a_run_that_ended_early_is_registered_but_champion_by_force_alone(add, s
     assert "champion now" in succeed(register, "--run", stopped.name, "--alias", "champion", "--force")
     assert champion() == 1
     assert "version 1, best now" in succeed(register, "--run", stopped.name, "--alias", "best")
+
+
+def test_registering_leaves_an_mlflow_run_as_it_was(add, sprites_data, tmp_path):
+    for status in ("RUNNING", "KILLED"):
+        run_id = client().create_run(tracking.experiment_id()).info.run_id
+        if status == "KILLED":
+            client().set_terminated(run_id, status, 1000)
+        before = client().get_run(run_id).info
+        registry.register(export_vae(tmp_path / status, sprites_data, len(status)), run_id, 1.0, "p1", {})
+        after = client().get_run(run_id).info
+        assert after.status == status and (status == "RUNNING" or after.end_time == before.end_time)
+
+
+def test_a_run_under_way_is_not_registered_and_one_that_was_killed_is_marked(add, stopped):
+    run_id = stopped.info["mlflow_run_id"]
+    client().update_run(run_id, "RUNNING")
+    with owned(stopped):
+        assert "is under way" in refused(register, "--run", stopped.name)
+    assert client().get_run(run_id).info.status == "RUNNING"
+    succeed(register, "--run", stopped.name)
+    assert client().get_run(run_id).info.status == "KILLED"
+
+
+def test_a_run_killed_between_its_best_weights_and_their_score_is_refused(add, stopped, project):
+    run = Run(shutil.copytree(stopped.folder, project.runs / "vae-0-1"))
+    try:
+        lines = [line for line in run.events_file.read_text().splitlines(True) if '"snapshot"' not in line]
+        run.events_file.write_text("".join(lines))
+        assert "it goes on with: python pipelines/" in refused(register, "--run", run.name)
+    finally:
+        shutil.rmtree(run.folder)
 
 
 def test_a_run_of_another_machine_is_found_by_its_version(add, project, tmp_path):
