@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels import export
-from pipelines import champion
+from pipelines import champion, moved
 from pipelines.project import UserError
 from pipelines.tracking import connected, exclusive, experiment_id, uri
 
@@ -22,6 +22,7 @@ def register(
     Aliases `champion` and `champion-<data set>` go to the best version of this protocol: scores of unlike protocols
     are not compared. The version's description is the model card, followed by `evidence` (Markdown).
     """
+    moved.check()
     mlflow = connected()
     client, config = mlflow.MlflowClient(), export.load(folder).info
     name, dataset = config["model"], config["data"]["name"]
@@ -129,7 +130,8 @@ def find(reference: str) -> Path:
             path = Path(mlflow.artifacts.download_artifacts(models[0].model_uri))
         else:
             raise UserError(f"{reference!r} is no folder, run id, NAME@ALIAS or NAME/VERSION{_choices(mlflow)}")
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
+        moved.check()  # then its files are not where the store says
         raise _unknown(reference, error) from None
     found = next(path.glob("artifacts/*/config.json"), None)  # MLflow keeps the name that the folder had
     if found is None:
@@ -137,9 +139,9 @@ def find(reference: str) -> Path:
     return found.parent
 
 
-def _unknown(reference: str, error: Any) -> UserError:
+def _unknown(reference: str, error: Exception) -> UserError:
     told = str(error).splitlines()[0]
-    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    if getattr(error, "error_code", None) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
         return UserError(f"MLflow at {uri()} does not give {reference!r}: {told}")
     return UserError(f"{reference!r} not found in {uri()}: {told}{_choices(connected())}")
 

@@ -112,9 +112,10 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     import torch
 
     from genmodels.trainer import check_stages
-    from pipelines import cluster
+    from pipelines import cluster, moved
     from pipelines.worker import build_model
 
+    moved.check()
     size = config.train.image_size
     if size and size not in spec.sizes:
         raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
