@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from genmodels.data.cache import ShardCache
     from genmodels.data.fields import DataSpec
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-PATH_FAULTS = (
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY),
-)
+FULL = {errno.ENOSPC, errno.EDQUOT}
+ELSEWHERE = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
 
 Overrides = Annotated[
     list[str] | None,
@@ -117,7 +115,7 @@ def _outside(error: OSError) -> bool:
     from genmodels.data.remote import Outage
 
     away = isinstance(error, Outage) or type(error).__module__.startswith("requests.")  # by which MLflow asks
-    return away or error.errno in FULL or (error.filename is not None and error.errno in PATH_FAULTS)
+    return away or error.errno in FULL or (error.filename is not None and error.errno in ELSEWHERE | FORBIDDEN)
 
 
 def last_line(error: BaseException) -> str:

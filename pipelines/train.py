@@ -38,7 +38,7 @@ def main(
     recipe: Annotated[str | None, typer.Option(help="a name under recipes.MODEL in params.yaml")] = None,
     overrides: Overrides = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: in this process")] = None,
-    out: Annotated[Path | None, typer.Option(help="also put export, curves and pictures into this folder")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder to replace by export, curves and pictures")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved configuration")] = False,
 ) -> None:
