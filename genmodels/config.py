@@ -129,7 +129,7 @@ class TrainConfig(Strict):
         None, description="where the data set has domains: the one `image` means; null: the first, all: every"
     )
     mirror: bool = Field(False, description="flip half of the images horizontally")
-    seed: int = Field(0, ge=0, description="of weights, noise and sample order")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, noise and sample order")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
     ema_half_life: float = Field(10_000, ge=0, description="of the averaged weights, images; 0: no averaging")
     ema_rampup: float = Field(0.05, ge=0, le=1, description="half-life at most this share of the images shown so far")
@@ -148,7 +148,7 @@ class EvaluationConfig(Strict):
         None, description="a TorchScript file of features, as Inception's; null: a network trained on the data's labels"
     )
     extractor_images: int = Field(60_000, ge=1, description="images shown to train the feature network")
-    seed: int = Field(0, ge=0, description="of latents and projections")
+    seed: int = Field(0, ge=0, lt=2**63, description="of latents and projections")
 
 
 class ComputeConfig(Strict):

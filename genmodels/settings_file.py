@@ -95,9 +95,11 @@ def override(raw: dict[str, Any], given: str) -> None:
         raise ConfigError(f"--set {given!r}: {' '.join(str(error).split())}") from None
     section = raw
     for part in parts[:-1]:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
+        below = section.get(part, {})
+        if not isinstance(below, dict):
             raise ConfigError(f"--set {given!r}: {part!r} is a value, not a section")
+        section[part] = dict(below)  # its own: an anchor's aliases are one object
+        section = section[part]
     section[parts[-1]] = value
 
 

@@ -27,3 +27,14 @@ def check_given(model: str, given: Mapping[str, Any], required: Sequence[str], o
         raise ValueError(f"{model} takes no {', '.join(unknown)}{nearest(unknown[0], required)}; it takes {takes}")
     if missing := [key for key in required if key not in given]:
         raise ValueError(f"{model} needs {', '.join(missing)} beside {', '.join(given) or 'nothing'}; it takes {takes}")
+
+
+def assignments(text: str) -> dict[str, str]:
+    """'hat=1, night=0' by name; ValueError where a name comes twice."""
+    asked: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name in asked:
+            raise ValueError(f"{text!r} names {name} twice")
+        asked[name] = value
+    return asked

@@ -59,9 +59,10 @@ def treat(finding: Finding, mend: bool) -> bool:
 
 def examine(everything: Params) -> Iterator[Finding]:
     """Everything that is left, the most important first."""
-    from pipelines import leftovers
+    from pipelines import leftovers, moved
 
     folder = storage(everything.compute)
+    yield from moved.findings()
     yield from runs(folder)
     yield from leftovers.dvc_locks(store_root())
     made = [path for path in (store_root() / "data").glob("*") if path.is_dir() and path.name != "raw"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,20 +35,34 @@ def main(
     """Computes every score by the protocol of params.yaml, beside real against real, and the model's proofs."""
     from genmodels import export
     from genmodels.files import write_json
-    from pipelines import registry, tracking
+    from pipelines import places, registry
 
+    if out:
+        places.check_folder(out)
     folder = registry.find(model)
     everything, sampler = params(overrides), export.load(folder)
     config = everything.run(sampler.info["model"])
     result, pictures = evaluate(config, everything.compute, folder, sampler)
     show(result)
+    drawn = []
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "evaluation.json", result)
         write_json(out / "scores.json", summary(result))
-        save_pictures(pictures, out / "pictures")
+        drawn = save_pictures(pictures, out / "pictures")
     if run_id := _run_id(folder):
-        tracking.log_scores(run_id, summary(result), result, out / "pictures" if out else None)
+        track(run_id, result, drawn)
+
+
+def track(run_id: str, result: dict[str, Any], pictures: list[Path]) -> None:
+    """Adds an evaluation to its MLflow run; where that is away, a warning says so: the files are what counts."""
+    from mlflow.exceptions import MlflowException
+
+    from pipelines import tracking
+
+    try:
+        tracking.log_scores(run_id, summary(result), result, pictures)
+    except (OSError, MlflowException) as error:
+        print(f"warning: MLflow has not got these scores ({str(error).splitlines()[0]})", file=sys.stderr)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -125,16 +141,17 @@ def evaluate(
     return result, model.pictures(context)
 
 
-def save_pictures(pictures: dict[str, Tensor], folder: Path) -> None:
-    """Writes each [rows, columns, C, H, W] as one grid, NAME.png; others go."""
-    from genmodels.files import replace_folder
+def save_pictures(pictures: dict[str, Tensor], folder: Path) -> list[Path]:
+    """Writes each [rows, columns, C, H, W] as one grid, NAME.png, and returns the paths; leaves other files alone."""
+    from genmodels.files import write_atomic
     from genmodels.pictures import grid
 
-    def write(new: Path) -> None:
-        for name, images in pictures.items():
-            grid(images.flatten(0, 1), columns=images.shape[1]).save(new / f"{name}.png")
-
-    replace_folder(folder, write)
+    paths = []
+    for name, images in pictures.items():
+        sheet = grid(images.flatten(0, 1), columns=images.shape[1])
+        paths.append(folder / f"{name}.png")
+        write_atomic(paths[-1], partial(sheet.save, format="PNG"))
+    return paths
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ def main(
     out: Annotated[Path, typer.Option(help="a new folder, or a file that ends in .onnx")],
 ) -> None:
     """Writes MODEL to OUT."""
-    from pipelines import registry
+    from pipelines import places, registry
 
     if out.exists():
         raise UserError(f"{out} exists; give a new place")
+    places.check_file(out)
     sampler = registry.load(model)
     if out.suffix == ".onnx":
         from genmodels.onnx import export_onnx

@@ -4,8 +4,9 @@ python pipelines/leaderboard.py                       # every model
 python pipelines/leaderboard.py --model dcgan --top 5
 
 Versions are ranked by their model's declared metric, among those that were scored by the same protocol (images, feature
-network, resize filter, data): another table a protocol, since their scores do not compare. A version whose own proofs
-do not all hold comes after those whose do. Writes leaderboard.json and index.html, one page that needs no network.
+network, resize filter, data): another table a protocol, since their scores do not compare. Of those that were
+evaluated, one whose own proofs do not all hold comes after those whose do. Writes leaderboard.json and index.html, one
+page that needs no network.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def main(
 ) -> None:
     """Prints the tables and writes the gallery."""
     from genmodels.files import write_json, write_text
+    from pipelines import places
 
-    tables = ranking(model)
     folder = out or root() / "data/leaderboard"
+    places.check_folder(folder)
+    tables = ranking(model)
     for (name, dataset, protocol), rows in tables.items():
         show(f"{name} on {dataset}, protocol {protocol}", rows[:top])
     write_json(
@@ -48,7 +51,7 @@ def main(
 
 def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """The registered versions, best first, by (model, data set, protocol); UserError where there are none."""
-    from pipelines.champion import standing
+    from pipelines.champion import ranked
     from pipelines.tracking import connected
 
     client = connected().MlflowClient()
@@ -57,20 +60,22 @@ def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[st
         raise UserError(
             f"no version of {model or 'any model'} is registered; registered: {', '.join(aliases) or 'nothing'}"
         )
-    tables = defaultdict(list)
+    versions = defaultdict(list)
     for version in client.search_model_versions(f"name = '{model}'" if model else None, max_results=1000):
-        tags, named = version.tags, [a for a, number in aliases[version.name].items() if number == version.version]
-        row: dict[str, Any] = {
-            "version": int(version.version),
-            "score": float(tags.get("score", math.nan)),
-            "aliases": sorted(named),
-            "standing": standing(version.name, tags),
-        }
-        row |= {key: tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sweep", "sha256")}
-        tables[version.name, tags.get("dataset", ""), tags.get("protocol", "")].append(row)
-    for rows in tables.values():
-        rows.sort(key=lambda row: (row.pop("standing"), row["version"]))
-    return dict(sorted(tables.items()))
+        versions[version.name, version.tags.get("dataset", ""), version.tags.get("protocol", "")].append(version)
+    return {
+        key: [_row(version, aliases[version.name]) for version in ranked(key[0], several)]
+        for key, several in sorted(versions.items())
+    }
+
+
+def _row(version: Any, aliases: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "version": int(version.version),
+        "score": float(version.tags.get("score", math.nan)),
+        "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
+    }
+    return row | {key: version.tags.get(key) for key in ("proofs", "swd", "fid", "ms_ssim", "run", "sweep", "sha256")}
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.project import UserError
+from genmodels.config import ComputeConfig
+from pipelines import places
+from pipelines.project import UserError, root, shard_cache, shards, storage, store_root
 from pipelines.run import Event, Run
+
+WRITTEN = {"export", "samples.png", "metrics.json", "run.json", "scores.csv", "curves.csv"}
 
 
 def finish(run: Run, tracker: Any) -> Event:
@@ -33,30 +37,46 @@ def finish(run: Run, tracker: Any) -> Event:
 
 def summarize(run: Run) -> Event:
     """What became of a run that nobody holds: how it ended, its best snapshot's score; UserError where it has none."""
-    from genmodels import export
     from genmodels.metrics.evaluate import Protocol
 
-    best = run.folder / "best"
-    if not best.is_dir():
-        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
-    events, shown = run.events(), export.read_config(best)["progress"]["num_images"]
-    snapshot = next(e for e in reversed(events) if e["type"] == "snapshot" and e["num_images"] == shown)
+    snapshot, events = best_snapshot(run), run.events()
+    last = last_word(events)
     rates = sorted(event["values"]["images_per_second"] for event in events if event["type"] == "log")
     return {
         "run": run.name,
-        "weights_sha256": events[-1].get("weights"),  # of the end, which only a finished training has
-        "images": events[-1]["num_images"],
+        "weights_sha256": last.get("weights"),  # of the end, which only a finished training has
+        "images": last["num_images"],
         "ended": ended(events, run.config.train.num_images),
         "score": snapshot["score"],
-        "best_at": shown,
-        "images_per_second": rates[len(rates) // 2],
+        "best_at": snapshot["num_images"],
+        "images_per_second": rates[len(rates) // 2] if rates else None,
         "protocol": Protocol(**snapshot["protocol"]).digest,
     }
 
 
+def best_snapshot(run: Run) -> Event:
+    """The snapshot whose weights lie in the run's `best` folder; UserError where there is none."""
+    from genmodels import export
+
+    best = run.folder / "best"
+    if not best.is_dir():
+        raise UserError(f"run {run.name}: no snapshot has a finite score, nothing to register (see {run.events_file})")
+    shown = export.read_config(best)["progress"]["num_images"]
+    snapshots = [e for e in run.events() if e["type"] == "snapshot" and e["num_images"] == shown]
+    if not snapshots:
+        again = run.info.get("command", "the command that began it")
+        raise UserError(f"run {run.name} was killed before it noted the score of its best; it goes on with: {again}")
+    return snapshots[-1]
+
+
+def last_word(events: list[Event]) -> Event:
+    """The event that says how a training ended: once finished it stays so, even if a driver then took it up again."""
+    return next((event for event in reversed(events) if event["type"] == "finished"), events[-1])
+
+
 def ended(events: list[Event], planned: int) -> str:
     """How a training ended, in words."""
-    last = events[-1]
+    last = last_word(events)
     if last["type"] == "finished":
         return "finished"
     shown = f"after {last['num_images']:,} of {planned:,} images"
@@ -73,8 +93,27 @@ def register(run: Run, summary: Event) -> Event:
     return {"mlflow_run_id": run_id, "version": version, "champion": champion}
 
 
+def check_out(out: Path, compute: ComputeConfig) -> None:
+    """UserError, before anything starts, where `publish` would fail or take away what it did not write."""
+    for folder in (out, out.absolute().parent):
+        places.check_folder(folder)
+    place, runs = out.resolve(), storage(compute).resolve()
+    data = (runs, shards("any").parent, root() / "data/raw", shard_cache(compute).folder, store_root() / "mlartifacts")
+    for kept in (root(), store_root(), *data):
+        if kept.resolve().is_relative_to(place):
+            raise UserError(f"--out {out} would replace {kept}; give a folder of its own, as data/models/NAME")
+    if place.parent == runs or place.is_mount():
+        raise UserError(
+            f"--out {out} lies among the runs, or is a mount; give a folder of its own, as data/models/NAME"
+        )
+    held = {entry.name for entry in place.iterdir()} - {".gitignore"} if place.is_dir() else set()  # which is DVC's
+    ours = (place / "export/config.json").is_file()
+    if foreign := held - WRITTEN if ours else held:
+        raise UserError(f"--out {out} holds {min(foreign)}, which is no training's and would go; give a new folder")
+
+
 def publish(run: Run, summary: Event, out: Path) -> None:
-    """Puts what people and DVC look at into `out`: export, samples, curves as tables, summary."""
+    """Replaces `out` by what people and DVC look at: export, samples, curves as tables, summary."""
     from genmodels.files import replace_folder
 
     def write(folder: Path) -> None:
@@ -100,7 +139,7 @@ def publish(run: Run, summary: Event, out: Path) -> None:
         _write_csv(folder / "curves.csv", rows)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(out.absolute(), write)
+    replace_folder(out.resolve(), write)
 
 
 def _write_csv(path: Path, rows: list[Event]) -> None:

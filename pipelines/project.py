@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from genmodels.data.cache import ShardCache
     from genmodels.data.fields import DataSpec
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+ELSEWHERE = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override any parameter, as in models.vae.train.num_images=5000"),
@@ -87,10 +91,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         follow_dvc()
         try:
             function(*args, **kwargs)
-        except (ValueError, UserError, OSError) as error:
-            if isinstance(error, OSError) and not _outside(error):
+        except Exception as error:
+            if (line := _told(error)) is None:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted; the same command goes on where this stopped", file=sys.stderr)
@@ -99,11 +103,24 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def _told(error: Exception) -> str | None:
+    """The line that says what a user can change; None for what is our own fault."""
+    if isinstance(error, ValueError | UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error) if _outside(error) else None
+    mlflow = sys.modules.get("mlflow.exceptions")  # whoever got its error has imported it
+    if mlflow and isinstance(error, mlflow.MlflowException):
+        return f"MLflow: {str(error).strip().splitlines()[0]}"
+    return None
+
+
 def _outside(error: OSError) -> bool:
-    """Whether the fault is a full disk or a store that is away, which the message explains."""
+    """Whether the fault is a full disk, a server that is away, or a file that is not as a path says."""
     from genmodels.data.remote import Outage
 
-    return isinstance(error, Outage) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    away = isinstance(error, Outage) or type(error).__module__.startswith("requests.")  # by which MLflow asks
+    return away or error.errno in FULL or (error.filename is not None and error.errno in ELSEWHERE | FORBIDDEN)
 
 
 def last_line(error: BaseException) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.project import UserError, command
+
+if TYPE_CHECKING:
+    from pipelines.run import Run
 
 
 @command
@@ -20,15 +23,17 @@ def main(
     model: Annotated[Path | None, typer.Option(help="what train.py --out wrote")] = None,
     scores: Annotated[Path | None, typer.Option(help="what evaluate.py --out wrote")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the version")] = None,
-    run: Annotated[str | None, typer.Option(help="a run's name or MLflow id, finished or not")] = None,
+    run: Annotated[str | None, typer.Option(help="an ended run's name or MLflow id, finished or not")] = None,
     alias: Annotated[str | None, typer.Option(help="give the version this alias, and leave it there")] = None,
     force: Annotated[bool, typer.Option("--force", help="champion even after NaN or with images missing")] = False,
 ) -> None:
     """Makes sure that what came of a training is a version; `champion` is the best, unless a person chose."""
-    from pipelines import registry
+    from pipelines import places, registry
 
     if (model is None) == (run is None):
         raise UserError("give one of --model FOLDER and --run RUN")
+    if out:
+        places.check_file(out)
     name, number, best = _result(model, scores) if model else _of_run(str(run))
     if alias:
         registry.choose(name, number, alias, force)
@@ -42,18 +47,33 @@ def _of_run(reference: str) -> tuple[str, int, bool]:
     """Registers the best weights of a run on this machine; elsewhere, finds the version that came of it."""
     from pipelines import outcome, registry
     from pipelines.project import params, storage
-    from pipelines.run import all_runs
+    from pipelines.run import all_runs, held
 
     runs = all_runs(storage(params(None).compute))
     run = next((each for each in runs if reference in (each.name, each.info["mlflow_run_id"])), None)
     if run:
+        if held(run):
+            raise UserError(
+                f"run {run.name} is under way; wait for its end, or end it"
+            )  # its best may change any moment
         made = outcome.register(run, outcome.summarize(run))
+        _say_ended(run)
         return run.config.model, made["version"], made["champion"]
     if found := registry.of_run(reference):
         return *found, False
     raise UserError(
         f"no run {reference!r} here, nor a version of it; runs: {', '.join(each.name for each in runs) or 'none'}"
     )
+
+
+def _say_ended(run: Run) -> None:
+    """Says in MLflow how a run ended whose driver was killed before it did."""
+    from pipelines import sync
+    from pipelines.tracking import connected, end
+
+    run_id = run.info["mlflow_run_id"]
+    if run_id and connected().MlflowClient().get_run(run_id).info.status == "RUNNING":
+        end(run_id, sync.ended(run.info), int(run.events()[-1]["time"] * 1000))
 
 
 def _result(model: Path, scores: Path | None) -> tuple[str, int, bool]:

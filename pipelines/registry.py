@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels import export
-from pipelines import champion
+from pipelines import champion, moved
 from pipelines.project import UserError
 from pipelines.tracking import connected, exclusive, experiment_id, uri
 
@@ -22,6 +22,7 @@ def register(
     Aliases `champion` and `champion-<data set>` go to the best version of this protocol: scores of unlike protocols
     are not compared. The version's description is the model card, followed by `evidence` (Markdown).
     """
+    moved.check()
     mlflow = connected()
     client, config = mlflow.MlflowClient(), export.load(folder).info
     name, dataset = config["model"], config["data"]["name"]
@@ -56,7 +57,7 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha25
         inputs=Schema([ColSpec("long", "num")]), params=ParamSchema([ParamSpec("seed", "long", 0)])
     )
     client = mlflow.MlflowClient()
-    was = client.get_run(run_id).info.status if run_id else "FINISHED"
+    was = client.get_run(run_id).info if run_id else None
     name_if_new = None if run_id else f"register-{name}"  # given with a run id, it would rename that run
     with warnings.catch_warnings(), mlflow.start_run(run_id, experiment_id(), name_if_new) as active:
         warnings.simplefilter("ignore")  # MLflow would like an input example, which it would run
@@ -67,7 +68,10 @@ def _new_version(mlflow: Any, folder: Path, name: str, run_id: str | None, sha25
             signature=signature,
             pip_requirements=["torch", "numpy", "pydantic", "safetensors", "pillow"],
         )
-    client.set_terminated(active.info.run_id, was if was != "RUNNING" else "FINISHED")
+    if was and was.status == "RUNNING":
+        client.update_run(was.run_id, was.status)
+    elif was:
+        client.set_terminated(was.run_id, was.status, was.end_time)
     with suppress(mlflow.exceptions.MlflowException):  # it exists already
         client.create_registered_model(name)
     tags = {"sha256": sha256}  # at once: a version without it would be made again
@@ -126,7 +130,8 @@ def find(reference: str) -> Path:
             path = Path(mlflow.artifacts.download_artifacts(models[0].model_uri))
         else:
             raise UserError(f"{reference!r} is no folder, run id, NAME@ALIAS or NAME/VERSION{_choices(mlflow)}")
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
+        moved.check()  # then its files are not where the store says
         raise _unknown(reference, error) from None
     found = next(path.glob("artifacts/*/config.json"), None)  # MLflow keeps the name that the folder had
     if found is None:
@@ -135,7 +140,10 @@ def find(reference: str) -> Path:
 
 
 def _unknown(reference: str, error: Exception) -> UserError:
-    return UserError(f"{reference!r} not found in {uri()}: {str(error).splitlines()[0]}{_choices(connected())}")
+    told = str(error).splitlines()[0]
+    if getattr(error, "error_code", None) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return UserError(f"MLflow at {uri()} does not give {reference!r}: {told}")
+    return UserError(f"{reference!r} not found in {uri()}: {told}{_choices(connected())}")
 
 
 def _choices(mlflow: Any) -> str:

@@ -29,7 +29,7 @@ STEPS = 10  # images of one interpolation or traversal
 def main(
     model: Annotated[str, typer.Option(help="NAME@ALIAS, NAME/VERSION, an MLflow run id, or a sampling folder")],
     num: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="images; with --interpolate: walks")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="the same seed gives the same bytes")] = 0,
     out: Annotated[Path | None, typer.Option(help="a grid, as PNG")] = None,
     each: Annotated[Path | None, typer.Option(help="a folder for single PNGs")] = None,
     interpolate: Annotated[bool, typer.Option("--interpolate", help="walks between latents, one a row")] = False,
@@ -48,8 +48,13 @@ def main(
     if interpolate and traverse:
         raise UserError("--interpolate and --traverse are two different pictures; choose one")
     from genmodels import export, pictures
-    from pipelines import registry
+    from pipelines import places, registry
 
+    if out:
+        places.check_picture(out)
+    if each:
+        places.check_folder(each, "--each")
+    places.check_device(device)
     sampler = export.load(registry.find(model), device)
     given: dict[str, Any] = {"label": label, "caption": caption, "direction": direction, "attributes": attributes}
     for key, path in (("source", source), ("patches", patches)):

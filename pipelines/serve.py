@@ -36,8 +36,10 @@ def main(
     """Answers until it is told to stop, then ends what it has begun."""
     import uvicorn
 
+    from pipelines.places import check_device
     from pipelines.serving import Limits, application
 
+    check_device(device)
     limits = Limits(max_num, max_upload_mb * 2**20, max_waiting, seconds)
     with listening(host, port) as listener:
         app = application(model, limits, device, refresh_seconds)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from genmodels import pictures
 from genmodels.export import Sampler
-from genmodels.text import nearest
+from genmodels.text import nearest, one_line
 from pipelines.engine import Busy, Closed, Job
 from pipelines.project import UserError
 from pipelines.sample import read_images
@@ -37,6 +37,7 @@ from pipelines.watching import repeating
 PAGE = Path(__file__).with_name("play.html")
 POSITIONS = 11  # of a slider, from one end of a traversal to the other
 MAX_CAPTION = 1000  # characters
+MAX_WALK = 64  # sliders of a request
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Ask(BaseModel, extra="forbid"):
     caption: list[str] = Field([], description="what to show, used in turn")
     direction: str | None = Field(None, description="of a translation between domains: A2B or B2A")
     attributes: str | None = Field(None, description="to change in the source's own: hat=1,night=0")
-    walk: list[str] = Field([], description=f"ROW:POSITION, a slider of the traversal, 0 to {POSITIONS - 1}")
+    walk: list[str] = Field(
+        [], max_length=MAX_WALK, description=f"ROW:POSITION, a slider of the traversal, 0 to {POSITIONS - 1}"
+    )
 
     def given(self) -> dict[str, Any]:
         """What is for the model to understand."""
@@ -193,27 +196,33 @@ async def answer(
     """Puts a request into its model's next batch, and its images into the form that was asked for."""
     if name not in shelf:
         raise HTTPException(404, f"no model {name!r}{nearest(name, shelf)}; served: {', '.join(shelf)}")
-    try:
+
+    async def made() -> tuple[Tensor, str]:
         while True:
             served = shelf[name]
-            job = await run_in_threadpool(plan, served.engine.sampler, limits, ask, contents)
+            # Not run_in_threadpool, which is waited for when the time is over.
+            job = await asyncio.to_thread(plan, served.engine.sampler, limits, ask, contents)
             try:
                 served.engine.submit(job)
-                break
             except Closed:  # exchanged in between: the same is asked of its successor
                 continue
-        images = await asyncio.wait_for(asyncio.wrap_future(job.images), limits.seconds)
+            return await asyncio.wrap_future(job.images), served.version
+
+    try:
+        images, version = await asyncio.wait_for(made(), limits.seconds)
     except (ValueError, UserError) as error:
         raise HTTPException(422, str(error)) from None
     except (Busy, TimeoutError):
         raise HTTPException(429, "too many images wait; come again, or ask for fewer", {"Retry-After": "1"}) from None
     body = await run_in_threadpool(encoded, images, ask.format)
     kind = "image/png" if ask.format == "png" else "application/octet-stream"
-    return Response(body, media_type=kind, headers={"X-Model-Version": served.version})
+    return Response(body, media_type=kind, headers={"X-Model-Version": version})
 
 
 def plan(sampler: Sampler, limits: Limits, ask: Ask, contents: dict[str, list[tuple[str, bytes]]]) -> Job:
     """The latents and conditions of a request; ValueError says what the model does not take."""
+    if len(ask.caption) > limits.num:
+        raise ValueError(f"caption: {len(ask.caption)} captions; at most {limits.num} a request")
     given = ask.given() | {key: read_images(files, sampler.model.data) for key, files in contents.items()}
     if any(len(caption) > MAX_CAPTION for caption in ask.caption):
         raise ValueError(f"caption: more than {MAX_CAPTION} characters")
@@ -231,8 +240,9 @@ def moved(sampler: Sampler, latent: Tensor, place: str) -> Tensor:
     """A latent with one of its sliders at another position."""
     rows = sampler.model.traversal(latent, POSITIONS) if latent.numel() else latent.new_empty(0, POSITIONS)
     row, _, position = place.partition(":")
-    if not (row.isdecimal() and position.isdecimal() and int(row) < len(rows) and int(position) < POSITIONS):
-        raise ValueError(f"walk: {place!r} is no ROW:POSITION; {len(rows)} rows of {POSITIONS} positions, from 0 on")
+    if row not in map(str, range(len(rows))) or position not in map(str, range(POSITIONS)):
+        said = one_line(place, 40)
+        raise ValueError(f"walk: {said!r} is no ROW:POSITION; {len(rows)} rows of {POSITIONS} positions, from 0 on")
     return rows[int(row), int(position)]
 
 

@@ -222,7 +222,7 @@ def _metrics(event: Event) -> Iterator[Any]:
             yield Point(name, float(value), int(event["time"] * 1000), event["num_images"])
 
 
-def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], pictures: Path | None) -> None:
+def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], pictures: list[Path]) -> None:
     """Adds the final evaluation to a run: metrics `evaluation/…`, the whole of it as a file, and its pictures."""
     from mlflow.entities import Metric as Point
 
@@ -231,8 +231,8 @@ def log_scores(run_id: str, scores: dict[str, float], details: dict[str, Any], p
     points = [Point(f"evaluation/{name}", value, now, step) for name, value in scores.items() if math.isfinite(value)]
     client.log_batch(run_id, metrics=points)
     client.log_dict(run_id, details, "evaluation.json")
-    if pictures:
-        client.log_artifacts(run_id, str(pictures), "evaluation")
+    for picture in pictures:
+        client.log_artifact(run_id, str(picture), "evaluation")
 
 
 def git_tags() -> dict[str, str]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +38,7 @@ def main(
     recipe: Annotated[str | None, typer.Option(help="a name under recipes.MODEL in params.yaml")] = None,
     overrides: Overrides = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Ray workers; 0: in this process")] = None,
-    out: Annotated[Path | None, typer.Option(help="also put export, curves and pictures into this folder")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder to replace by export, curves and pictures")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the plan")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved configuration")] = False,
 ) -> None:
@@ -45,6 +47,11 @@ def main(
         overrides = [*(overrides or []), f"compute.num_workers={num_workers}"]
     everything = params(overrides)
     configs = {name: everything.run(name, recipe) for name in chosen(everything, model)}
+    if out:
+        from pipelines.outcome import check_out
+
+        for name in configs:
+            check_out(out / name if len(configs) > 1 else out, everything.compute)
     if print_config:
         import yaml
 
@@ -105,9 +112,10 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     import torch
 
     from genmodels.trainer import check_stages
-    from pipelines import cluster
+    from pipelines import cluster, moved
     from pipelines.worker import build_model
 
+    moved.check()
     size = config.train.image_size
     if size and size not in spec.sizes:
         raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
@@ -178,7 +186,7 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     compute = plan.compute
     run = open_run(storage(compute), config, shards(config.dataset), spec.digest)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with owned(run) as attempt:
+    with owned(run) as attempt, noted_failure(run):
         folder, cache = shards(config.dataset), shard_cache(compute)
         run.update(status="running", **described(run, config, spec, plan), registered=registered)
         draw_data(run, folder, cache)
@@ -191,7 +199,6 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
             last = run.events()[-1]
             if last["type"] == "failed":
                 tracker.close("FAILED")
-                run.update(status="failed")
                 raise UserError(last["reason"])
             if last["type"] == "stopped":
                 run.update(status="stopped")
@@ -200,6 +207,17 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         if out:
             outcome.publish(run, summary, out)
         run.update(status="finished", result=summary)
+
+
+@contextmanager
+def noted_failure(run: Run) -> Iterator[None]:
+    """Writes into run.json that a training failed, whatever it failed of."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):  # of a full disk; the fault itself says more
+            run.update(status="failed")
+        raise
 
 
 def described(run: Run, config: RunConfig, spec: DataSpec, plan: Plan) -> dict[str, Any]:

@@ -24,16 +24,14 @@ def register(trial: Trial, confirmed: bool = False, evidence: str = "") -> None:
     """Makes the best weights of a trial a version; only a confirmed one can become champion by itself."""
     from mlflow.exceptions import MlflowException
 
-    from genmodels import export
     from genmodels.metrics.evaluate import Protocol
-    from pipelines import registry
+    from pipelines import outcome, registry
 
     best, info = trial.folder / "best", trial.info
     if not best.is_dir():
         print(f"{trial.name} is not registered: it has no score at the full image size")
         return
-    shown = export.read_config(best)["progress"]["num_images"]
-    snapshot = next(e for e in trial.events() if e["type"] == "snapshot" and e["num_images"] == shown)
+    snapshot = outcome.best_snapshot(trial)
     ended = "finished" if confirmed else "was a sweep's trial that nothing confirmed"
     tags = {"run": f"{trial.sweep.name}/{trial.name}", "ended": ended, **info["tags"]}
     protocol = Protocol(**snapshot["protocol"]).digest

@@ -34,7 +34,7 @@ from genmodels.model import (
     StepOutput,
 )
 from genmodels.schedules import linear_decay
-from genmodels.text import check_given, nearest
+from genmodels.text import assignments, check_given, nearest
 
 JUDGE_IMAGES = 20_000  # shown to the independent classifier of the proofs
 
@@ -195,14 +195,14 @@ class StarGAN(GenerativeModel):
         source = given["source"]
         logits = self.discriminator(source.to(next(self.discriminator.parameters()).device))[1]
         attributes = self._read(logits).to(source.device)
-        for part in given["attributes"].split(","):
-            name, _, value = (text.strip() for text in part.partition("="))
+        asked = assignments(given["attributes"])
+        for name, value in asked.items():
             column = self._index(name, self.attributes)
             if value not in ("0", "1"):
                 raise ValueError(f"attributes: {name}={value!r}; choices: {name}=0, {name}=1")
             if self.config.exclusive:
-                if value == "0":
-                    raise ValueError(f"attributes: {name}=0; an image has exactly one of {', '.join(self.attributes)}")
+                if value == "0" or len(asked) > 1:
+                    raise ValueError(f"attributes: {name}={value}; an image has one of {', '.join(self.attributes)}")
                 attributes.zero_()
             attributes[:, column] = float(value)
         return {"image": source, "attributes": attributes}

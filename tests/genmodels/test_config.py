@@ -99,6 +99,7 @@ def refusal(path: Path, *overrides: str) -> str:
         "=3": ["expected key=value"],
         "models..latent_dim=3": ["expected key=value"],
         "models.vae.latent_dim.x=3": ["'latent_dim' is a value, not a section"],
+        "models.vae.train.seed=99999999999999999999999": ["models.vae.train.seed", "less than 9223372036854775808"],
         "models.vae.latent_dim=[3": ["--set", "flow sequence"],
         "models.vae.latent_dim=!!python/object/apply:os.system [touch hacked]": ["--set", "python/object"],
     }.items(),
@@ -301,6 +302,13 @@ def test_a_configuration_survives_json_with_its_digest(name):
     config = tiny(name)
     again = RunConfig.from_json(yaml.safe_load(yaml.safe_dump(config.to_json())))
     assert again == config and again.digest("d") == config.digest("d")
+
+
+def test_an_override_leaves_alone_what_shares_an_anchor_with_it(write):
+    shared = {"num_images": 100, "seed": 1}
+    models = {name: {"dataset": "sprites", "train": shared} for name in ("vae", "gan")}
+    params = load_params(write({**BASE, "models": models, "recipes": {}}), ["models.vae.train.seed=2"])
+    assert [params.run(name).train.seed for name in ("vae", "gan")] == [2, 1]
 
 
 @pytest.mark.parametrize("override", ["num_workers=7", "use_gpu=false", "storage_path=elsewhere", "max_failures=0"])

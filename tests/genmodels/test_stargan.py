@@ -96,12 +96,21 @@ def test_a_request_is_laid_over_what_the_discriminator_reads():
 
 @pytest.mark.parametrize(
     ("attributes", "words"),
-    [("nigth=1", ["'nigth'", "'night'", "hat, night, striped"]), ("hat=2", ["hat='2'", "hat=0, hat=1"])],
+    [
+        ("nigth=1", ["'nigth'", "'night'", "hat, night, striped"]),
+        ("hat=2", ["hat='2'", "hat=0, hat=1"]),
+        ("hat=1,hat=0", ["names hat twice"]),
+    ],
 )
 def test_a_wrong_attribute_is_named_with_the_choices(attributes, words):
     with pytest.raises(ValueError) as error:
         make().encode_condition(source=torch.rand(1, 3, 16, 16), attributes=attributes)
     assert all(word in str(error.value) for word in words)
+
+
+def test_of_exclusive_attributes_one_is_asked_for():
+    with pytest.raises(ValueError, match="an image has one of hat, night, striped"):
+        make(exclusive=True).encode_condition(source=torch.rand(1, 3, 16, 16), attributes="hat=1,night=1")
 
 
 def test_data_without_attributes_or_with_others_are_refused():

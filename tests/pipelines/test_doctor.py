@@ -11,10 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import call
+from commands import call, refused
 from conftest import Project, make_project
+from exports import register_vae
 
-from pipelines import doctor, tracking
+from pipelines import doctor, registry, sample, tracking, train
 from pipelines.run import Run, all_runs
 
 LONG = ("--set", "models.vae.train.num_images=500000", "--set", "models.vae.train.checkpoint_every=1600")
@@ -116,6 +117,24 @@ def test_a_running_mlflow_run_whose_folder_was_deleted_is_marked(ill, monkeypatc
     assert code == 1 and len(lines) == 1 and gone in lines[0]
     assert examined("--mend")[0] == 0
     assert client.get_run(gone).info.status == "KILLED" and client.get_run(elsewhere).info.status == "RUNNING"
+
+
+def test_a_moved_project_finds_its_models_when_its_store_was_mended(ill, sprites_data, monkeypatch):
+    monkeypatch.setenv("GENMODELS_ROOT", str(ill.root))
+    number = register_vae(ill.root.parent, sprites_data, 1, 50.0)
+    weights = registry.load("vae@champion").info["sha256"]
+    new = ill.root.rename(ill.root.parent / "moved ü")
+    monkeypatch.setenv("GENMODELS_ROOT", str(new))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # which MLflow itself has set
+    for asked in ((train, "--model", "vae", "--dry-run"), (sample, "--model", "vae@champion", "--each", new / "x")):
+        line = refused(*asked)
+        assert str(ill.root / "mlartifacts") in line and "doctor.py --mend" in line
+    code, lines = examined()
+    assert code == 1 and len(lines) == 1 and "the project was moved" in lines[0]
+    assert examined("--mend")[0] == 0 and examined() == (0, ["nothing is left of any crash"])
+    assert registry.load(f"vae/{number}").info["sha256"] == weights
+    register_vae(ill.root.parent, sprites_data, 2, 40.0)
+    assert registry.find("vae@champion").is_relative_to(new / "mlartifacts") and not ill.root.exists()
 
 
 def test_a_store_that_is_away_is_said_and_hides_nothing_else(ill, monkeypatch):

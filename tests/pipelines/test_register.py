@@ -12,7 +12,7 @@ from exports import export_vae, register_vae
 
 from genmodels import export
 from pipelines import register, registry, tracking, train
-from pipelines.run import Run
+from pipelines.run import Run, owned
 
 
 def client():
@@ -51,6 +51,35 @@ def test_a_failed_proof_loses_to_any_whose_proofs_hold(add):
     assert champion() == held
     add(1, 10.0, proofs="3 of 3 shown")
     assert champion() == failed
+
+
+def test_proofs_decide_among_evaluated_versions_alone(add):
+    evaluated = add(1, 10.0, proofs="2 of 3 shown")
+    add(2, 90.0)
+    assert champion() == evaluated
+    better = add(3, 5.0)
+    assert champion() == better
+    held = add(4, 80.0, proofs="3 of 3 shown")
+    assert champion() == better
+    add(3, 5.0, proofs="0 of 3 shown")
+    assert champion() == held
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_registration_killed_while_the_alias_moved_leaves_it_to_the_metric(killed, add, monkeypatch):
+    add(1, 50.0)
+    mlflow_client, move = type(client()), type(client()).set_registered_model_alias
+
+    def kill(*arguments):
+        if killed == "after":
+            move(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow_client, "set_registered_model_alias", kill)
+        add(2, 40.0)
+    best = add(3, 30.0)
+    assert champion() == champion("champion-sprites") == best
 
 
 @pytest.mark.parametrize(
@@ -171,6 +200,37 @@ def test_a_run_that_ended_early_is_registered_but_champion_by_force_alone(add, s
     assert "champion now" in succeed(register, "--run", stopped.name, "--alias", "champion", "--force")
     assert champion() == 1
     assert "version 1, best now" in succeed(register, "--run", stopped.name, "--alias", "best")
+
+
+def test_registering_leaves_an_mlflow_run_as_it_was(add, sprites_data, tmp_path):
+    for status in ("RUNNING", "KILLED"):
+        run_id = client().create_run(tracking.experiment_id()).info.run_id
+        if status == "KILLED":
+            client().set_terminated(run_id, status, 1000)
+        before = client().get_run(run_id).info
+        registry.register(export_vae(tmp_path / status, sprites_data, len(status)), run_id, 1.0, "p1", {})
+        after = client().get_run(run_id).info
+        assert after.status == status and (status == "RUNNING" or after.end_time == before.end_time)
+
+
+def test_a_run_under_way_is_not_registered_and_one_that_was_killed_is_marked(add, stopped):
+    run_id = stopped.info["mlflow_run_id"]
+    client().update_run(run_id, "RUNNING")
+    with owned(stopped):
+        assert "is under way" in refused(register, "--run", stopped.name)
+    assert client().get_run(run_id).info.status == "RUNNING"
+    succeed(register, "--run", stopped.name)
+    assert client().get_run(run_id).info.status == "KILLED"
+
+
+def test_a_run_killed_between_its_best_weights_and_their_score_is_refused(add, stopped, project):
+    run = Run(shutil.copytree(stopped.folder, project.runs / "vae-0-1"))
+    try:
+        lines = [line for line in run.events_file.read_text().splitlines(True) if '"snapshot"' not in line]
+        run.events_file.write_text("".join(lines))
+        assert "it goes on with: python pipelines/" in refused(register, "--run", run.name)
+    finally:
+        shutil.rmtree(run.folder)
 
 
 def test_a_run_of_another_machine_is_found_by_its_version(add, project, tmp_path):

@@ -66,6 +66,28 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(asked, words, exported, pic
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    {
+        ("--out", "DIR/grid"): ["--out", ".png, .jpg"],
+        ("--out", "DIR/"): ["--out", ".png, .jpg"],
+        ("--out", "DIR/folder.png"): ["is a folder"],
+        ("--out", "DIR/file/x.png"): ["DIR/file is no folder"],
+        ("--each", "DIR/file"): ["--each", "DIR/file is no folder"],
+        ("--each", "DIR", "--device", "foo"): ["'foo'", "choices: cpu"],
+        ("--each", "DIR", "--device", "cuda:99"): ["'cuda:99'", "choices: cpu"],
+        ("--each", "DIR/" + "x" * 300): ["File name too long"],
+    }.items(),
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_a_place_or_device_that_is_none_is_refused_before_any_work(options, words, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(export, "load", None)
+    line = refused(sample, "--model", tmp_path, *(word.replace("DIR", str(tmp_path)) for word in options))
+    assert all(word.replace("DIR", str(tmp_path)) in line for word in words), line
+
+
 def test_a_caption_decides_what_is_drawn(exported):
     sampler = export.load(exported("text2image"))
     first, second = (sampler.model.encode_condition(caption=[text]) for text in ("a red cat", "a small ghost at night"))

@@ -1,5 +1,6 @@
 """The sampling server, started as its user starts it and asked over HTTP."""
 
+import asyncio
 import io
 import json
 import signal
@@ -9,17 +10,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import requests
 from conftest import Project
 from exports import register_vae
+from fastapi import HTTPException
 from PIL import Image
 
 from genmodels import export
 from genmodels.pictures import to_uint8
-from pipelines import registry
+from pipelines import registry, serving
 
 NAMES = ("vae", "progan", "infogan", "aae", "text2image", "cyclegan", "stargan", "puzzlegan")
 
@@ -126,6 +129,9 @@ BAD = {  # path and query -> status, and what the reason names
     ("/models/vae/sample", "caption=a+cat"): (422, ["caption"]),
     ("/models/vae/sample", "walk=99:1"): (422, ["99:1", "4 rows"]),
     ("/models/vae/sample", "walk=" + "1" * 5000): (422, ["walk"]),
+    ("/models/vae/sample", "walk=0:" + "1" * 5000): (422, ["walk", "no ROW:POSITION"]),
+    ("/models/vae/sample", "&".join(["walk=0:1"] * 65)): (422, ["walk", "at most 64"]),
+    ("/models/text2image/sample", "&".join(["caption=cat"] * 65)): (422, ["65 captions", "at most 64"]),
     ("/models/cyclegan/sample", "walk=0:1"): (422, ["0 rows"]),
     ("/models/infogan/sample", "label=%00%ff"): (422, ["label"]),
     ("/models/text2image/sample", "caption=xyzzy"): (422, ["xyzzy"]),
@@ -190,6 +196,23 @@ def test_what_waits_too_long_or_in_too_large_a_crowd_is_asked_to_come_again(proj
     assert server.stop() == 0
 
 
+def test_the_time_of_a_request_includes_its_planning(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(serving, "plan", lambda *_: released.wait(100))
+    shelf = {"vae": SimpleNamespace(engine=SimpleNamespace(sampler=None, submit=None), version="1")}
+
+    async def status() -> int:
+        try:
+            await serving.answer(shelf, serving.Limits(seconds=0.1), "vae", serving.Ask(), {})
+        except HTTPException as error:
+            return error.status_code
+        finally:
+            released.set()
+        return 200
+
+    assert asyncio.run(status()) == 429
+
+
 def test_it_says_what_keeps_it_from_starting(project, folders):
     def refused(*arguments: str) -> str:
         command = [sys.executable, "-m", "pipelines.serve", *arguments]
@@ -198,6 +221,7 @@ def test_it_says_what_keeps_it_from_starting(project, folders):
         return result.stderr
 
     vae = str(folders["vae"])
+    assert "choices: cpu" in refused("--model", vae, "--device", "foo", "--port", "0")
     assert "'nothing@champion' not found" in refused("--model", "nothing@champion", "--port", "0")
     assert "two versions are named vae" in refused("--model", vae, "--model", vae, "--port", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:

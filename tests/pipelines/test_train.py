@@ -12,13 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from commands import call, refused, succeed
 from conftest import Project
 
 from genmodels import export
 from genmodels.config import ComputeConfig, load_params
-from pipelines import cluster, dataset_input, evaluate, register, registry, report, sample, tracking, train
+from pipelines import (
+    cluster,
+    dataset_input,
+    evaluate,
+    leaderboard,
+    outcome,
+    register,
+    registry,
+    report,
+    sample,
+    tracking,
+    train,
+)
+from pipelines.project import UserError
 from pipelines.run import Run, open_run, owned
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
@@ -100,6 +114,25 @@ def test_a_refused_command_shows_no_traceback(project):
     result = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: models.vae.latent_dmi") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", [".", "..", "data", "data/runs", "data/runs/mine", "data/shards/sprites", "data/raw"])
+def test_an_out_that_would_replace_the_project_or_its_data_is_refused(out, project, monkeypatch):
+    (project.root / "data/raw").mkdir(exist_ok=True)
+    monkeypatch.chdir(project.root)
+    assert f"--out {out} " in refused(train, "--model", "vae", "--out", out)
+    assert not project.runs.exists() or not runs(project, "vae")
+
+
+def test_an_out_that_holds_what_no_training_wrote_is_refused(project, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text("{}")
+    for out in ("mine", "mine/run.json", "mine/run.json/below"):
+        line = refused(train, "--model", "vae", "--out", tmp_path / out)
+        assert "run.json" in line and "--out" in line
+    assert "gan" in refused(train, "--model", "vae,mine", "--out", tmp_path)
+    assert (tmp_path / "mine/run.json").read_text() == "{}"
+    assert "/dev/null is no folder" in refused(train, "--model", "vae", "--dry-run", "--out", "/dev/null/x")
 
 
 def test_a_dry_run_shows_the_plan_and_starts_nothing(project):
@@ -227,6 +260,15 @@ def test_what_goes_out_is_the_export_its_curves_and_a_summary(vae, project):
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_out_that_a_training_wrote_may_be_replaced_unless_somebody_added_to_it(vae, project, tmp_path):
+    out, compute = shutil.copytree(project.root / "data/models/vae", tmp_path / "out"), ComputeConfig()
+    (out / ".gitignore").write_text("/export")  # DVC's
+    outcome.check_out(out, compute)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes.txt"):
+        outcome.check_out(out, compute)
+
+
 def test_a_finished_training_starts_anew_with_the_same_weights_and_version(vae, project):
     succeed(train, "--model", "vae")
     first, second = (run for run in runs(project, "vae") if run.name.rsplit("-", 1)[0] == vae.name.rsplit("-", 1)[0])
@@ -291,6 +333,31 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
+def test_an_evaluation_leaves_alone_what_lies_beside_its_pictures(vae, project, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/holiday.png").write_text("mine")
+    paths = evaluate.save_pictures({"rows": torch.zeros(2, 3, 3, 4, 4)}, tmp_path / "pictures")
+    assert [path.name for path in paths] == ["rows.png"] and paths[0].read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["holiday.png", "rows.png"]
+
+
+def test_commands_that_need_a_tracking_server_say_in_one_line_that_it_is_away(vae, project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    model, picture = project.root / "data/models/vae", tmp_path / "x.png"
+    for asked in (
+        (sample, "--model", "vae@champion", "--out", picture),
+        (register, "--model", model),
+        (leaderboard, "--out", tmp_path),
+        (evaluate, "--model", "vae@champion"),
+    ):
+        assert "127.0.0.1" in refused(*asked)
+    succeed(sample, "--model", model / "export", "--out", picture)
+    result = call(evaluate, "--model", model / "export", "--out", tmp_path)
+    assert result.exit_code == 0 and "warning: MLflow has not got these scores" in result.stderr
+    assert (tmp_path / "evaluation.json").exists()
+
+
 def test_concurrent_registrations_make_one_version(vae, project, tmp_path):
     """Of weights that are new to the registry."""
     sampler = export.load(vae.folder / "best")
@@ -329,6 +396,34 @@ def test_a_training_that_diverges_fails_by_name_and_is_never_registered(vae, pro
     assert run.info["status"] == "failed"
     assert client().get_run(run.info["mlflow_run_id"]).info.status == "FAILED"
     assert len(versions("vae")) == before
+
+
+def test_a_training_that_fails_of_our_own_fault_is_marked_failed(project, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(cluster, "train", broken)
+    result = call(train, "--model", "vae", "--set", "models.vae.train.seed=11")
+    assert isinstance(result.exception, RuntimeError)
+    run = runs(project, "vae")[-1]
+    assert run.config.train.seed == 11 and run.info["status"] == "failed"
+
+
+def test_a_driver_killed_after_the_last_image_leaves_a_training_that_is_finished(project, monkeypatch):
+    arguments = ("--model", "vae", "--set", "models.vae.train.seed=12")
+
+    def killed(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "finish", killed)
+        assert call(train, *arguments).exit_code == 137
+    assert runs(project, "vae")[-1].info["status"] == "running"
+    succeed(train, *arguments)
+    run = runs(project, "vae")[-1]
+    (end,), result = of_type(run, "finished"), run.info["result"]
+    assert len(of_type(run, "started")) == 2 and run.events()[-1] != end
+    assert (result["ended"], result["images"], result["weights_sha256"]) == ("finished", 256, end["weights"])
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_run(vae, project):
