@@ -46,8 +46,8 @@ def test_a_nan_stops_the_training_by_name_and_it_is_never_champion(phase, chaos_
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_parameter_is_told_within_two_seconds_of_torch(wrong, words, chaos_project, table):
-    """Two of the processor's seconds beyond `import torch`, which alone may take two; the least of three tries each."""
+def test_a_wrong_parameter_is_told_soon_after_torch_is_there(wrong, words, chaos_project, table):
+    """All else takes less of the processor than `import torch`, whose seconds (1.4 to 3.3) tell how fast it is."""
     key, value = wrong.split("=")
     training = Training(chaos_project, "wrong", SHORT, 0, settings={key: value})
     torch = processor_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
@@ -55,14 +55,14 @@ def test_a_wrong_parameter_is_told_within_two_seconds_of_torch(wrong, words, cha
     seconds = processor_seconds(lambda: lines.append(training.refused()))
     table(19, wrong, "params", detected=seconds)
     assert all(word in lines[0] for word in words), lines
-    assert seconds - torch <= 2
+    assert seconds < 2 * torch
     assert not training.folder.exists()
 
 
 def processor_seconds(action: Callable[[], object]) -> float:
     """What the children of this process took meanwhile, at best: others on the machine can double it."""
     taken = []
-    for _ in range(3):
+    for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         action()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
