@@ -47,7 +47,7 @@ def test_a_nan_stops_the_training_by_name_and_it_is_never_champion(phase, chaos_
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_wrong_parameter_is_told_soon_after_torch_is_there(wrong, words, chaos_project, table):
-    """All else takes less of the processor than `import torch`, whose seconds (1.4 to 3.3) tell how fast it is."""
+    """All in all 2.5 times the processor seconds of `import torch` (1.4 to 3.3), which tell how fast it is."""
     key, value = wrong.split("=")
     training = Training(chaos_project, "wrong", SHORT, 0, settings={key: value})
     torch = processor_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
@@ -55,7 +55,7 @@ def test_a_wrong_parameter_is_told_soon_after_torch_is_there(wrong, words, chaos
     seconds = processor_seconds(lambda: lines.append(training.refused()))
     table(19, wrong, "params", detected=seconds)
     assert all(word in lines[0] for word in words), lines
-    assert seconds < 2 * torch
+    assert seconds < 2.5 * torch
     assert not training.folder.exists()
 
 
