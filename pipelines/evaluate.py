@@ -146,6 +146,7 @@ def save_pictures(pictures: dict[str, Tensor], folder: Path) -> list[Path]:
     from genmodels.files import write_atomic
     from genmodels.pictures import grid
 
+    folder.mkdir(parents=True, exist_ok=True)  # also where a model has none: DVC asks for it
     paths = []
     for name, images in pictures.items():
         sheet = grid(images.flatten(0, 1), columns=images.shape[1])

@@ -333,6 +333,11 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
+def test_an_evaluation_without_pictures_has_their_folder(tmp_path):
+    assert evaluate.save_pictures({}, tmp_path / "out/pictures") == []
+    assert (tmp_path / "out/pictures").is_dir()  # an output of its DVC stage
+
+
 def test_an_evaluation_leaves_alone_what_lies_beside_its_pictures(vae, project, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/holiday.png").write_text("mine")
