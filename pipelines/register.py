@@ -53,9 +53,8 @@ def _of_run(reference: str) -> tuple[str, int, bool]:
     run = next((each for each in runs if reference in (each.name, each.info["mlflow_run_id"])), None)
     if run:
         if held(run):
-            raise UserError(
-                f"run {run.name} is under way; wait for its end, or end it"
-            )  # its best may change any moment
+            # Its best may change at any moment.
+            raise UserError(f"run {run.name} is under way; wait for its end, or end it")
         made = outcome.register(run, outcome.summarize(run))
         _say_ended(run)
         return run.config.model, made["version"], made["champion"]
