@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     SerializeAsAny,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -26,7 +24,7 @@ from genmodels.data.remote import is_url
 from genmodels.model import Strict, model_class, model_names
 from genmodels.search_space import Dimension
 from genmodels.settings_file import ConfigError, override, read_yaml, refuse_secrets
-from genmodels.text import nearest
+from genmodels.validation import choose, listed, validated
 
 NumWorkers = Annotated[int, Field(ge=0)]
 
@@ -48,11 +46,6 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]  # strict: true is no 1
 Workers = Annotated[int, Field(strict=True, ge=1)]
 Elastic = tuple[Workers, Workers]
-T = TypeVar("T", bound=BaseModel)
-V = TypeVar("V")
-
-UNION_MEMBER = re.compile(r"|\[key\]|constrained-\w+|literal\[.*\]|bool|int|float|str")  # pydantic's, in the path
-FOLLOWING = ("missing", "default_factory_not_called")  # errors that a misspelt key has in its train
 
 
 class DatasetConfig(Strict):
@@ -246,22 +239,22 @@ class Params(Strict):
 
     def dataset(self, name: str, where: str = "") -> DatasetConfig:
         """The section of a data set, which the setting `where` names; ConfigError names the nearest one."""
-        return _choose(self.datasets, name, "data set", where)
+        return choose(self.datasets, name, "data set", where)
 
     def run(
         self, model: str, recipe: str | None = None, changes: Mapping[str, Any] | None = None, where: str = ""
     ) -> RunConfig:
         """The resolved configuration of one training; `changes`, from `where`, come last."""
-        _choose(dict.fromkeys(model_names()), model, "model", where)
+        choose(dict.fromkeys(model_names()), model, "model", where)
         section = dict(self.models.get(model, {}))
         if recipe:
-            section = _merged(section, _choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
+            section = _merged(section, choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
         section = _merged(section, changes or {})
         where = where or (f"recipes.{model}.{recipe}" if recipe else f"models.{model}")
         dataset, train = section.pop("dataset", None), section.pop("train", {})
         settings = validated(model_class(model).Config, section, where, ("dataset", "train"))
         if dataset is None:
-            raise ConfigError(f"models.{model}.dataset is missing; choices: {_list(self.datasets)}")
+            raise ConfigError(f"models.{model}.dataset is missing; choices: {listed(self.datasets)}")
         self.dataset(dataset, f"{where}.dataset")
         return RunConfig(
             model=model,
@@ -307,37 +300,6 @@ def check_space(params: Params, model: str, space: search_space.Space, recipe: s
         params.run(model, recipe, search_space.nested(values), where)
 
 
-def validated(schema: type[T], values: Any, where: str, others: Sequence[str] = ()) -> T:
-    """`values` as `schema`; ConfigError names the first wrong key, its value, and what is accepted.
-
-    `others` are keys that the section holds besides.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'params'}: expected a section (key: value), got {values!r}")
-    try:
-        return schema(**{str(key): value for key, value in values.items()})
-    except ValidationError as error:
-        first = min(error.errors(), key=lambda each: each["type"] in FOLLOWING)
-        path = ".".join(str(part) for part in (where, *first["loc"]) if not UNION_MEMBER.fullmatch(str(part)))
-        if first["type"] == "extra_forbidden":
-            fields = _fields_at(schema, first["loc"][:-1]) + list(others if len(first["loc"]) == 1 else ())
-            raise ConfigError(
-                f"{path}: unknown key{nearest(str(first['loc'][-1]), fields)}; choices: {_list(fields)}"
-            ) from None
-        if first["type"] == "missing":
-            raise ConfigError(f"{path} is missing") from None
-        raise ConfigError(f"{path}: {first['msg'].lower()}, got {first['input']!r}") from None
-
-
-def _fields_at(schema: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The keys that the section at `path` accepts."""
-    for part in path:
-        field = schema.model_fields.get(str(part))
-        types = [field.annotation, *get_args(field.annotation)] if field else [schema]
-        schema = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
-    return list(schema.model_fields)
-
-
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, section by section."""
     merged = dict(base)
@@ -345,14 +307,3 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _choose(choices: Mapping[str, V], name: str, what: str, where: str = "") -> V:
-    if not isinstance(name, str) or name not in choices:  # YAML may hold a list here
-        place = f"{where}: " if where else ""
-        raise ConfigError(f"{place}unknown {what} {name!r}{nearest(name, choices)}; choices: {_list(choices)}")
-    return choices[name]
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"

@@ -14,13 +14,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from genmodels import export
 from genmodels.adversarial import AdversarialConfig
-from genmodels.config import validated
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import read_split
 from genmodels.losses import fake_loss
 from genmodels.model import GenerativeModel, Noise, StepOutput, model_class, model_names
 from genmodels.settings_file import ConfigError
 from genmodels.trainer import Hooks, Trainer, to_float
+from genmodels.validation import validated
 
 MIDDLE = 5 * BATCH  # images, of twice as many
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from conftest import TINY_MODELS, Prepared
 
 import genmodels.trainer
 from genmodels import export
-from genmodels.config import TrainConfig, validated
+from genmodels.config import TrainConfig
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader, read_split
 from genmodels.export import Sampler, turns
@@ -25,6 +25,7 @@ from genmodels.metrics.evaluate import evaluate
 from genmodels.model import Batch, GenerativeModel, Noise, Progress, model_class, model_names
 from genmodels.settings_file import ConfigError
 from genmodels.trainer import Hooks, NonFiniteError, Trainer, to_float
+from genmodels.validation import validated
 
 BATCH = 8
 NUM_IMAGES = 192  # crosses every stage of the tiny settings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genmodels.config import DatasetConfig, EvaluationConfig, RunConfig, TrainConfig, validated
+from genmodels.config import DatasetConfig, EvaluationConfig, RunConfig, TrainConfig
 from genmodels.data.loader import Loader, read_split
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader, verify
@@ -18,6 +18,7 @@ from genmodels.model import GenerativeModel, Strict
 from genmodels.pictures import grid, save_each
 from genmodels.settings_file import ConfigError
 from genmodels.trainer import to_float
+from genmodels.validation import validated
 
 NUM = 4000
 
