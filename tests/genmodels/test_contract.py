@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def make_trainer(
     hooks: Hooks | None = None,
     seen: list | None = None,
     model: GenerativeModel | None = None,
+    device: str = "cpu",
     **train,
 ) -> Trainer:
     """A trainer on real shards; `seen` gathers (image count, batch) of all that is read."""
@@ -73,7 +75,7 @@ def make_trainer(
         loader = Loader(data.folder, model.batch_keys, size, batch_size, seed, num_images, rank, world_size)
         return loader if seen is None else Recorder(loader, seen)
 
-    trainer = Trainer(model, config, open_loader, hooks)
+    trainer = Trainer(model, config, open_loader, hooks, device)
     trainer.shards = data.folder
     return trainer
 
@@ -219,6 +221,29 @@ def test_declared_names_exist(name, sprites_data):
     assert not set(model.ema_nets) & set(model.proof_nets)
     for stage in model.stages(NUM_IMAGES, BATCH):
         assert set(stage.phases or ()) <= {phase.name for phase in model.phases}
+
+
+class Unread:
+    """Noise on the meta device."""
+
+    def __init__(self, seed: int, step: int, phase: int, device: torch.device, rank: int, world_size: int):
+        self.normal = self.uniform = lambda *shape: torch.empty(shape, device="meta")
+        self.integers = lambda high, *shape: torch.empty(shape, device="meta", dtype=torch.int64)
+
+
+@every_model
+def test_no_step_waits_for_the_device(name, sprites_data, monkeypatch):
+    """On a GPU, a value that the host reads stops it until the device has caught up; on meta there is none to read."""
+    monkeypatch.setattr(genmodels.trainer, "Noise", Unread)
+    monkeypatch.setattr(torch, "autocast", lambda *kind, **options: nullcontext())  # knows no meta
+    trainer = make_trainer(name, sprites_data, model=build(name, sprites_data.spec).to("meta"), device="meta")
+    for index, stage in enumerate(trainer.stages):
+        trainer.stage_index, trainer.num_images = index, trainer._stage_start(index)
+        with trainer.open_loader(stage, 0) as batches:
+            batch = next(batches)
+        for _ in range(max(phase.every for phase in trainer.model.phases)):
+            trainer.train_step(trainer._to_device(batch))
+        assert {key.split("/")[0] for key in trainer._interval.values} >= set(stage.phases or ())
 
 
 @every_model
