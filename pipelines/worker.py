@@ -52,6 +52,7 @@ def train(
     spec = DataSpec.from_json(run.info["data"])
     rank, world_size = distributed.world()
     nodes = distributed.gather(node or socket.gethostname())
+    torch.backends.cudnn.deterministic = True  # some of its convolutions add in any order, and a run must repeat
     model = build_model(config, spec)
 
     def open_loader(stage: Stage, num_images: int) -> Loader:
