@@ -15,6 +15,9 @@ from pipelines.project import Overrides, command, params, root, shard_cache, sha
 
 if TYPE_CHECKING:
     from genmodels.config import Params
+    from genmodels.data.shards import Manifest
+
+NUM_LOOKED_AT = 64  # images
 
 
 @command
@@ -58,6 +61,16 @@ def prepare(everything: Params, dataset: str, num_processes: int | None = None) 
     print(f"{dataset}: {manifest.source}")
     place = f", shards in {manifest.store}" if manifest.store else ""
     print(f"{dataset}: {summary(manifest)}{place}")
+    if manifest.spec.channels == 3 and not manifest.store and are_gray(manifest):
+        print(f"{dataset}: its images look gray: datasets.{dataset}.channels=1 spares networks two equal channels")
+
+
+def are_gray(manifest: Manifest) -> bool:
+    """Whether the first training images, at the smallest size, are the same in red, green and blue."""
+    from genmodels.data.loader import read_split
+
+    images = read_split(manifest.folder, "train", manifest.spec.sizes[0], NUM_LOOKED_AT)[0]["image"]
+    return bool((images == images[:, :1]).all())
 
 
 if __name__ == "__main__":

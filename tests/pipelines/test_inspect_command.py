@@ -3,6 +3,7 @@
 import json
 from html.parser import HTMLParser
 
+import pytest
 from commands import refused, succeed
 from PIL import Image
 
@@ -48,6 +49,16 @@ def test_without_inspect_no_page_is_written(project, tmp_path):
     assert not (project.root / "data/inspection/ring").exists()
     again = succeed(prepare, "--dataset", "ring", "--set", "datasets.ring={source: ring, num_images: 100}")
     assert "images in" not in again
+
+
+@pytest.mark.parametrize(
+    ("colour", "channels", "told"), [((9, 9, 9), 3, True), ((9, 9, 8), 3, False), ((9, 9, 9), 1, False)]
+)
+def test_gray_images_of_three_channels_are_told(project, tmp_path, colour, channels, told):
+    for number in range(4):
+        Image.new("RGB", (8, 8), tuple(20 * number + level for level in colour)).save(tmp_path / f"{number}.png")
+    changes = f"datasets.gray={{source: {json.dumps(str(tmp_path))}, image_size: 8, channels: {channels}}}"
+    assert ("datasets.gray.channels=1 spares" in succeed(prepare, "--dataset", "gray", "--set", changes)) is told
 
 
 HOSTILE = "</td><script>alert(1)<img src=x onerror=alert(2)> [/red] [bold]"
