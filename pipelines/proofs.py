@@ -75,13 +75,20 @@ def evaluated(everything: Params, config: RunConfig, folder: Path) -> dict[str, 
     identity, file = config.digest(spec.digest), folder / "evaluation.json"
     if file.is_file() and (known := json.loads(file.read_text()))["identity"] == identity:
         return known
-    plan = train.preflight(config, spec, everything.compute)
-    train.train(config, spec, plan, folder / "model", registered=False)
+    if not _trained(folder / "model", f"{config.model}-{identity}-"):
+        plan = train.preflight(config, spec, everything.compute)
+        train.train(config, spec, plan, folder / "model", registered=False)
     exported = folder / "model" / "export"
     result, pictures = evaluate.evaluate(config, everything.compute, exported, export.load(exported))
     evaluate.save_pictures(pictures, folder / "pictures")
     write_json(file, {"identity": identity, **result})
     return result
+
+
+def _trained(model: Path, run: str) -> bool:
+    """Whether a finished training lies in a folder, of a run whose name begins so; then its evaluation was cut off."""
+    file = model / "run.json"
+    return file.is_file() and json.loads(file.read_text())["run"].startswith(run)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from commands import call, refused, succeed
 
 from genmodels.config import Comparison
-from pipelines import proofs, tracking
+from pipelines import evaluate, proofs, tracking
 
 WIDTHS = (
     "comparisons.width={claim: wide beats narrow, score: swd, better: wide, seeds: 2, variants: "
@@ -57,3 +57,16 @@ def test_without_a_score_every_variant_must_show_its_own_proofs():
     shown, missing = {"proofs": [{"holds": True}]}, {"proofs": [{"holds": True}, {"holds": False}]}
     assert proofs.judge(comparison, {"a": [shown], "b": [shown]}) == {"measured": {"a": [1], "b": [1]}, "holds": True}
     assert not proofs.judge(comparison, {"a": [shown], "b": [missing]})["holds"]
+
+
+def test_a_training_whose_evaluation_was_interrupted_is_not_repeated(project, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    words = ("--only", "width", "--set", WIDTHS.replace("seeds: 2", "seeds: 1"), *SHORT, "--set", "models.vae.beta=0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", interrupt)
+        assert call(proofs, *words).exit_code == 130
+    before = len(list(project.runs.glob("vae-*")))
+    assert call(proofs, *words).exit_code in (0, 1)  # so few images show nothing
+    assert len(list(project.runs.glob("vae-*"))) == before + 1  # the other variant's
