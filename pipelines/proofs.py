@@ -57,7 +57,8 @@ def judge(comparison: Comparison, evaluations: dict[str, list[dict[str, Any]]]) 
     if comparison.score is None or comparison.better is None:
         proofs = {key: [each["proofs"] for each in several] for key, several in evaluations.items()}
         shown = {key: [sum(proof["holds"] for proof in each) for each in several] for key, several in proofs.items()}
-        holds = all(proof["holds"] for several in proofs.values() for each in several for proof in each)
+        # Where nothing is held out there are no proofs, and so nothing is shown.
+        holds = all(each and all(proof["holds"] for proof in each) for several in proofs.values() for each in several)
         return {"measured": shown, "holds": holds}
     scores = {key: [each["scores"][comparison.score] for each in several] for key, several in evaluations.items()}
     means = {key: sum(values) / len(values) for key, values in scores.items()}

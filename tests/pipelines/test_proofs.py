@@ -70,3 +70,8 @@ def test_a_training_whose_evaluation_was_interrupted_is_not_repeated(project, mo
     before = len(list(project.runs.glob("vae-*")))
     assert call(proofs, *words).exit_code in (0, 1)  # so few images show nothing
     assert len(list(project.runs.glob("vae-*"))) == before + 1  # the other variant's
+
+
+def test_where_nothing_was_held_out_nothing_is_shown():
+    comparison = Comparison(claim="c", variants={"a": {"model": "vae"}})
+    assert not proofs.judge(comparison, {"a": [{"proofs": []}]})["holds"]
