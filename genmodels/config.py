@@ -188,7 +188,12 @@ class Comparison(Strict):
 
     claim: str = Field(description="what it must show")
     variants: dict[str, Variant] = Field(min_length=1, description="by name")
-    score: str | None = Field(None, description="of the evaluation, lower is better; null: every variant's own proofs")
+    score: str | None = Field(
+        None,
+        pattern=r"^(swd(_\d+)?|fid|kid|ms_ssim)$",
+        description="of the evaluation, lower is better: swd, swd_SIZE, fid, kid or ms_ssim; null: every variant's own "
+        "proofs",
+    )
     better: str | None = Field(None, description="the variant whose score must be below all the others'")
     seeds: int = Field(1, ge=1, description="trainings a variant, with seeds 0, 1, 2 …")
 
@@ -198,6 +203,8 @@ class Comparison(Strict):
             raise ValueError("score and better belong together: give both or neither")
         if self.better is not None and self.better not in self.variants:
             raise ValueError(f"better: {self.better!r} is no variant; choices: {', '.join(self.variants)}")
+        if self.better is not None and len(self.variants) == 1:
+            raise ValueError(f"better: {self.better!r} needs another variant to be better than")
         return self
 
 

@@ -46,7 +46,11 @@ def compare(everything: Params, name: str, comparison: Comparison) -> dict[str, 
         for key, variant in comparison.variants.items():
             changes = {**variant.changes, "train": {**variant.changes.get("train", {}), "seed": seed}}
             config = everything.run(variant.model, changes=changes)
-            evaluations[key].append(evaluated(everything, config, folder / f"{key}-{seed}"))
+            evaluation = evaluated(everything, config, folder / f"{key}-{seed}")
+            if comparison.score and comparison.score not in evaluation["scores"]:
+                where, measured = f"comparisons.{name}.score {comparison.score!r}", ", ".join(evaluation["scores"])
+                raise UserError(f"{where} is not measured of {variant.model} on {config.dataset}; choices: {measured}")
+            evaluations[key].append(evaluation)
     result = {"claim": comparison.claim, "score": comparison.score, **judge(comparison, evaluations)}
     write_json(folder / "comparison.json", result)
     return result

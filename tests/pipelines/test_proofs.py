@@ -41,6 +41,8 @@ def test_a_claim_that_does_not_hold_is_named_and_fails(project):
         ("better: wide", "better: wdie"): ["'wdie'", "wide, narrow"],
         ("width: 8", "widht: 8"): ["comparisons.width.variants.wide.changes.widht", "did you mean 'width'?"],
         ("score: swd, ", ""): ["belong together"],
+        ("score: swd", "score: fdi"): ["comparisons.width.score", "'fdi'"],
+        (", narrow: {model: vae, changes: {width: 2, lr: 1.0e-9}}", ""): ["another variant"],
     }.items(),
 )
 def test_a_wrong_comparison_is_refused(change, words, project):
@@ -75,3 +77,10 @@ def test_a_training_whose_evaluation_was_interrupted_is_not_repeated(project, mo
 def test_where_nothing_was_held_out_nothing_is_shown():
     comparison = Comparison(claim="c", variants={"a": {"model": "vae"}})
     assert not proofs.judge(comparison, {"a": [{"proofs": []}]})["holds"]
+
+
+def test_a_score_that_was_not_measured_is_named(project, monkeypatch):
+    """As FID of points."""
+    monkeypatch.setattr(proofs, "evaluated", lambda *_: {"scores": {"swd": 1.0, "swd_16": 1.0}})
+    line = refused(proofs, "--set", WIDTHS.replace("score: swd", "score: fid"))
+    assert "comparisons.width.score 'fid'" in line and "swd, swd_16" in line
