@@ -90,6 +90,8 @@ def _result(model: Path, scores: Path | None) -> tuple[str, int, bool]:
     tags, score, protocol, evidence = {key: run[key] for key in ("run", "ended")}, run["score"], run["protocol"], ""
     if scores:
         measured = json.loads(scores.read_text())
+        if measured["sha256"] != export.read_config(model / "export")["sha256"]:
+            raise UserError(f"{scores} is of other weights than {model / 'export'}; evaluate.py scores these")
         score = measured["scores"][model_class(measured["model"]).metric.name]
         protocol = Protocol(**measured["protocol"]).digest
         tags |= {name: f"{value:.5g}" for name, value in measured["scores"].items()}

@@ -241,3 +241,18 @@ def test_a_run_of_another_machine_is_found_by_its_version(add, project, tmp_path
     shutil.move(run.folder, away)
     assert "vae version 1, mine now" in succeed(register, "--run", run_id, "--alias", "mine")
     assert "no run 'nothing' here" in refused(register, "--run", "nothing")
+
+
+def test_scores_of_other_weights_are_refused(add, sprites_data, tmp_path):
+    """A training that was repeated, and its evaluation not."""
+    export_vae(tmp_path / "model/export", sprites_data, 1)
+    run = {"run": "vae-1", "ended": "finished", "score": 1.0, "protocol": "p1"}
+    (tmp_path / "model/run.json").write_text(json.dumps(run))
+    scores = tmp_path / "evaluation.json"
+    judge = {"num_images": 4, "image_size": 16, "data_digest": "d", "split": "test", "resize_filter": ""}
+    protocol = {**judge, "extractor_sha256": "", "extractor_task": ""}
+    measured = {"model": "vae", "sha256": "other", "scores": {"swd": 1.0}, "protocol": protocol, "proofs": []}
+    scores.write_text(json.dumps(measured))
+    line = refused(register, "--model", tmp_path / "model", "--scores", scores)
+    assert str(scores) in line and "other weights" in line
+    assert not client().search_registered_models("name = 'vae'")
