@@ -20,7 +20,8 @@ def register(
     """Registers a sampling folder as a version of its model, once per weights; (version, whether it is the champion).
 
     Aliases `champion` and `champion-<data set>` go to the best version of this protocol: scores of unlike protocols
-    are not compared. The version's description is the model card, followed by `evidence` (Markdown).
+    are not compared. The version's description is the model card, followed by `evidence` (Markdown). What an
+    evaluation said of these weights (the tag `proofs` tells) stays until another does.
     """
     moved.check()
     mlflow = connected()
@@ -30,13 +31,16 @@ def register(
         number = _version_of(client, name, config["sha256"])
         if number is None:
             number = _new_version(mlflow, folder, name, run_id, config["sha256"])
-        card = f"{export.model_card(config)}\n{evidence}"
-        client.update_model_version(name, str(number), description=card)
-        if run_id:
-            client.set_tag(run_id, "mlflow.note.content", card)
-        values = {"sha256": config["sha256"], "protocol": protocol, "dataset": dataset, **tags}
-        if score is not None:
-            values["score"] = repr(score)
+        known = client.get_model_version(name, str(number)).tags
+        values = {"sha256": config["sha256"], "dataset": dataset, **tags}
+        if "proofs" in known and "proofs" not in tags:
+            protocol = known["protocol"]
+        else:
+            card = f"{export.model_card(config)}\n{evidence}"
+            client.update_model_version(name, str(number), description=card)
+            if run_id:
+                client.set_tag(run_id, "mlflow.note.content", card)
+            values |= {"protocol": protocol} | ({} if score is None else {"score": repr(score)})
         for key, value in values.items():
             client.set_model_version_tag(name, str(number), key, value)
         champion.crown(client, name, dataset, protocol)

@@ -256,3 +256,12 @@ def test_scores_of_other_weights_are_refused(add, sprites_data, tmp_path):
     line = refused(register, "--model", tmp_path / "model", "--scores", scores)
     assert str(scores) in line and "other weights" in line
     assert not client().search_registered_models("name = 'vae'")
+
+
+def test_registering_again_leaves_the_scores_and_evidence_of_an_evaluation(add, sprites_data, tmp_path):
+    folder = export_vae(tmp_path / "one", sprites_data, 1)
+    registry.register(folder, None, 10.0, "p2", {"proofs": "3 of 3 shown"}, "## Evidence\n\nrows\n")
+    registry.register(folder, None, 50.0, "p1", {"ended": "finished", "run": "a"})
+    version = client().get_model_version("vae", "1")
+    assert (version.tags["score"], version.tags["protocol"], version.tags["run"]) == ("10.0", "p2", "a")
+    assert "## Evidence" in version.description
