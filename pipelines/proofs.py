@@ -100,15 +100,15 @@ def show(results: dict[str, Any]) -> None:
     """One row a variant."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("comparison", "what it must show", "variant", "measured, by seed", "shown")
     for name, result in results.items():
         for i, (key, values) in enumerate(result["measured"].items()):
             what = (name, result["claim"]) if i == 0 else ("", "")
             numbers = ", ".join(f"{value:.4g}" for value in values)
-            table.add_row(
-                *what, key, f"{result['score'] or 'proofs shown'} {numbers}", "yes" if result["holds"] else "NO"
-            )
+            cells = *what, key, f"{result['score'] or 'proofs shown'} {numbers}", "yes" if result["holds"] else "NO"
+            table.add_row(*map(Text, cells))  # Text: brackets in names are no markup
     Console().print(table)
 
 

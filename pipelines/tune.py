@@ -202,6 +202,7 @@ def show_trials(sweep: Sweep) -> None:
     """Prints a row a trial, the best first."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from pipelines.sweep import ranked, sentence
     from pipelines.winner import settings
@@ -210,7 +211,8 @@ def show_trials(sweep: Sweep) -> None:
     rest = [trial for trial in sweep.trials() if trial not in best]
     table = Table("trial", "values", "how it ended", title=sweep.name, title_justify="left")
     for trial in [*best, *rest]:
-        table.add_row(trial.name, settings(trial.values), sentence(trial))
+        cells = trial.name, settings(trial.values), sentence(trial)
+        table.add_row(*map(Text, cells))  # Text: brackets in values and reasons are no markup
     Console().print(table)
 
 

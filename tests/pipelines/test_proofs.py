@@ -84,3 +84,8 @@ def test_a_score_that_was_not_measured_is_named(project, monkeypatch):
     monkeypatch.setattr(proofs, "evaluated", lambda *_: {"scores": {"swd": 1.0, "swd_16": 1.0}})
     line = refused(proofs, "--set", WIDTHS.replace("score: swd", "score: fid"))
     assert "comparisons.width.score 'fid'" in line and "swd, swd_16" in line
+
+
+def test_brackets_in_a_claim_are_shown(capsys):
+    proofs.show({"n": {"claim": "c [/x]", "score": None, "measured": {"v [b]": [1]}, "holds": True}})
+    assert "c [/x]" in (output := capsys.readouterr().out) and "v [b]" in output
