@@ -138,7 +138,8 @@ def evaluate(
         # Proofs speak of held-out images.
         "proofs": [asdict(proof) for proof in model.proofs(context)] if spec.num_test else [],
     }
-    return result, model.pictures(context)
+    pictures = model.pictures(context)
+    return result | {"pictures": sorted(pictures)}, pictures
 
 
 def save_pictures(pictures: dict[str, Tensor], folder: Path) -> list[Path]:

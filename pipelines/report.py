@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from pipelines.project import UserError, command, params, root, shard_cache, sha
 if TYPE_CHECKING:
     from genmodels.data.shards import Manifest
 
+KEYS = {"sha256", "scores", "real_vs_real", "protocol", "proofs"}  # of an evaluation
 SCORES = ("swd", "fid", "kid", "ms_ssim", "precision", "recall")
 
 
@@ -33,19 +35,45 @@ def main(
 ) -> None:
     """Reads what train.py and evaluate.py left in data/ and shows it."""
     files = sorted((root() / "data/evaluations").glob("*/evaluation.json"))
-    results = {file.parent.name: json.loads(file.read_text()) for file in files}
+    results = {file.parent.name: _read(file) for file in files}
     if not results:
         raise UserError(f"{root() / 'data/evaluations'} has no scores yet; `dvc repro` or evaluate.py makes them")
+    behind = _behind(results)
+    if behind:
+        print(f"warning: not evaluated since they were trained: {', '.join(behind)}; evaluate.py does", file=sys.stderr)
     out = out or root() / "data/report"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(page(results), encoding="utf-8")
+    (out / "index.html").write_text(page(results, behind), encoding="utf-8")
     show(results)
     print(f"\nreport with pictures: {out / 'index.html'}")
-    missing = sorted(
-        {name for name, result in results.items() if not all(proof["holds"] for proof in result["proofs"])}
-    )
+    missing = sorted({*behind, *(name for name, result in results.items() if not _shown(result))})
     if check and missing:
         raise SystemExit(f"not shown: {', '.join(missing)}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """An evaluation; UserError where it is none."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no evaluation ({error}); evaluate.py makes it again") from None
+    if missing := KEYS - set(result if isinstance(result, dict) else ()):
+        raise UserError(f"{file} is no evaluation, it lacks {', '.join(sorted(missing))}; evaluate.py makes it again")
+    return dict(result)
+
+
+def _behind(results: dict[str, Any]) -> list[str]:
+    """The models whose weights are not those that were evaluated."""
+    from genmodels import export
+
+    folders = {file.parents[1].name: file.parent for file in (root() / "data/models").glob("*/export/config.json")}
+    trained = {name: export.read_config(folder)["sha256"] for name, folder in folders.items()}
+    return sorted(name for name, sha256 in trained.items() if sha256 != results.get(name, {}).get("sha256"))
+
+
+def _shown(result: dict[str, Any]) -> bool:
+    """Whether an evaluation's proofs hold, on images that were held out."""
+    return result["protocol"]["split"] != "train" and all(proof["holds"] for proof in result["proofs"])
 
 
 def show(results: dict[str, Any]) -> None:
@@ -61,9 +89,9 @@ def show(results: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def page(results: dict[str, Any]) -> str:
-    """One self-contained HTML page."""
-    sections = "".join(_section(name, result) for name, result in results.items())
+def page(results: dict[str, Any], behind: list[str]) -> str:
+    """One self-contained HTML page; the models `behind` were trained since their evaluation."""
+    sections = "".join(_section(name, result, name in behind) for name, result in results.items())
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(proof))}</tr>"
         for name, result in results.items()
@@ -100,7 +128,7 @@ def _data_section(manifest: Manifest) -> str:
 <figure><img class="smooth" alt="contact sheet of {name}" src="data:image/png;base64,{picture}"></figure>"""
 
 
-def _section(name: str, result: dict[str, Any]) -> str:
+def _section(name: str, result: dict[str, Any], behind: bool) -> str:
     real = result["real_vs_real"]
     scores = "".join(
         f"<tr><td>{score}<td>{result['scores'][score]:.4g}<td>{real.get(score, math.nan):.4g}</tr>"
@@ -110,22 +138,27 @@ def _section(name: str, result: dict[str, Any]) -> str:
     images = "".join(
         f'<figure><img alt="{title} of {name}" src="data:image/png;base64,{_base64(path)}">'
         f"<figcaption>{title}</figcaption></figure>"
-        for title, path in _pictures(name)
+        for title, path in _pictures(name, result)
     )
+    notes = "<p><b>Scores and proofs are of an earlier training than the samples.</b></p>" if behind else ""
+    if result["protocol"]["split"] == "train":
+        notes += "<p><b>The data set holds nothing out: nothing is proved.</b></p>"
     protocol = result["protocol"]
     network = "no feature network"
     if protocol["extractor_sha256"]:
         network = f"feature network {protocol['extractor_sha256'][:12]} ({protocol['extractor_task']})"
-    return f"""<h2>{html.escape(name)}</h2>{images}
+    return f"""<h2>{html.escape(name)}</h2>{notes}{images}
 <table><tr><th>score<th>samples<th>real against real</tr>{scores}</table>
 <p>{protocol["num_images"]} images of {protocol["image_size"]} px, split {protocol["split"]},
 data {protocol["data_digest"][:12]}, {network}.</p>"""
 
 
-def _pictures(name: str) -> Iterator[tuple[str, Path]]:
+def _pictures(name: str, result: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     """Titles, safe in HTML, and files: the samples, then what the evaluation drew."""
     samples = root() / "data/models" / name / "samples.png"
     drawn = sorted((root() / "data/evaluations" / name / "pictures").glob("*.png"))
+    if "pictures" in result:  # else it is older than that entry
+        drawn = [path for path in drawn if path.stem in result["pictures"]]
     for path in [samples, *drawn]:
         if path.is_file():
             yield html.escape(path.stem.replace("_", " ")), path
