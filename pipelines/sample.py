@@ -47,6 +47,9 @@ def main(
         raise UserError("nowhere to write: give --out grid.png, --each DIR, or both")
     if interpolate and traverse:
         raise UserError("--interpolate and --traverse are two different pictures; choose one")
+    if source and (interpolate or traverse):
+        walk = "--interpolate" if interpolate else "--traverse"
+        raise UserError(f"{walk} moves latents, and what --source gives needs none; leave out one of them")
     from genmodels import export, pictures
     from pipelines import places, registry
 

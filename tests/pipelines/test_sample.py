@@ -56,6 +56,8 @@ def size(path: Path) -> tuple[int, int]:
         ("vae", "--source", __file__): ["not an image"],
         ("cyclegan", "--interpolate"): ["cyclegan", "latent"],
         ("gan", "--interpolate", "--traverse"): ["choose one"],
+        ("vae", "--source", "PICTURES", "--interpolate"): ["--source", "--interpolate"],
+        ("vae", "--source", "PICTURES", "--traverse"): ["--source", "--traverse"],
     }.items(),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
