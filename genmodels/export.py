@@ -231,7 +231,7 @@ def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 def turns(cond: Batch, num: int, start: int = 0) -> Batch:
     """Conditions [K, ...] -> [num, ...], from number `start` on and round again."""
-    return {key: value[(torch.arange(num) + start) % len(value)] for key, value in cond.items()}
+    return {key: value[(torch.arange(num) + start % len(value)) % len(value)] for key, value in cond.items()}
 
 
 def _below(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ ASKED = {  # what is asked -> how many pictures come, and how often one is as wi
     ("cyclegan", "--source", "PICTURES", "--direction", "B2A"): (6, 2),
     ("stargan", "--source", "PICTURES", "--attributes", "hat=1,night=0"): (6, 2),
     ("puzzlegan", "--patches", "PICTURES"): (2, 4),
+    ("text2image", "--num", "3", "--seed", str(2**63 - 1)): (3, 1),
     ("cyclegan", "--num", "3"): (3, 2),  # under the held-out conditions of the export
 }
 
