@@ -253,12 +253,14 @@ class GenerativeModel(nn.Module):
     def traversal(self, latent: Tensor, steps: int) -> Tensor:
         """Rows of latents in which one coordinate alone moves, [rows, steps, *latent.shape], from one latent.
 
-        Here each of the first eight coordinates of a standard normal, from -2 to 2.
+        Here each of the first eight coordinates, from -2 to 2, or as far as latents are drawn.
         """
         rows = min(8, latent.numel())
+        draws = self.latent(1024, torch.Generator().manual_seed(0)).flatten(1)
+        low, high = draws.amin(0).clamp(min=-2).tolist(), draws.amax(0).clamp(max=2).tolist()
         moved = latent.flatten().repeat(rows, steps, 1)
         for row in range(rows):
-            moved[row, :, row] = torch.linspace(-2, 2, steps)
+            moved[row, :, row] = torch.linspace(low[row], high[row], steps)
         return moved.view(rows, steps, *latent.shape)
 
     def present(self, images: Tensor, cond: Batch) -> Tensor:

@@ -95,3 +95,11 @@ def test_a_caption_decides_what_is_drawn(exported):
     sampler = export.load(exported("text2image"))
     first, second = (sampler.model.encode_condition(caption=[text]) for text in ("a red cat", "a small ghost at night"))
     assert not torch.equal(sampler.sample(1, cond=first), sampler.sample(1, cond=second))
+
+
+@pytest.mark.parametrize("name, end", {"vae": 2.0, "dcgan": 1.0}.items())
+def test_a_traversal_stays_where_latents_are_drawn(name, end, exported):
+    sampler = export.load(exported(name))
+    moved = sampler.model.traversal(sampler.latents(1)[0], 10)
+    assert moved[0, 0, 0].item() == pytest.approx(-end, abs=0.01)
+    assert moved[0, -1, 0].item() == pytest.approx(end, abs=0.01)
