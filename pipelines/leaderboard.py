@@ -51,18 +51,21 @@ def main(
 
 def ranking(model: str | None = None) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """The registered versions, best first, by (model, data set, protocol); UserError where there are none."""
+    from genmodels.model import model_names
     from pipelines.champion import ranked
     from pipelines.tracking import connected
 
     client = connected().MlflowClient()
-    aliases = {known.name: known.aliases for known in client.search_registered_models()}
+    ours = set(model_names())  # a store may hold other projects' models
+    aliases = {known.name: known.aliases for known in client.search_registered_models() if known.name in ours}
     if not aliases or (model and model not in aliases):
         raise UserError(
             f"no version of {model or 'any model'} is registered; registered: {', '.join(aliases) or 'nothing'}"
         )
     versions = defaultdict(list)
     for version in client.search_model_versions(f"name = '{model}'" if model else None, max_results=1000):
-        versions[version.name, version.tags.get("dataset", ""), version.tags.get("protocol", "")].append(version)
+        if version.name in aliases:
+            versions[version.name, version.tags.get("dataset", ""), version.tags.get("protocol", "")].append(version)
     return {
         key: [_row(version, aliases[version.name]) for version in ranked(key[0], several)]
         for key, several in sorted(versions.items())

@@ -7,7 +7,7 @@ import pytest
 from commands import refused, succeed
 from exports import register_vae
 
-from pipelines import leaderboard
+from pipelines import leaderboard, tracking
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +56,11 @@ def test_the_gallery_is_one_page_with_a_grid_a_version_and_no_network(versions, 
 
 def test_a_model_that_is_not_registered_is_refused_with_what_is(versions, project):
     assert "registered: vae" in refused(leaderboard, "--model", "progan")
+
+
+def test_models_of_other_projects_in_the_same_registry_are_left_out(versions, project, tmp_path):
+    client = tracking.connected().MlflowClient()
+    client.create_registered_model("churn")
+    client.create_model_version("churn", str(tmp_path))
+    assert "churn" not in succeed(leaderboard, "--out", project.root / "ours")
+    assert "registered: vae" in refused(leaderboard, "--model", "churn")
