@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from genmodels.config import ComputeConfig, RunConfig
     from genmodels.export import Sampler
 
+KEYS = {"model", "sha256", "scores", "real_vs_real", "protocol", "proofs"}  # of evaluation.json
 NUM_PROOF_IMAGES = 4096  # training images that proofs look at
 
 
@@ -154,6 +155,17 @@ def save_pictures(pictures: dict[str, Tensor], folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         write_atomic(paths[-1], partial(sheet.save, format="PNG"))
     return paths
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """An evaluation; UserError where it is none."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no evaluation ({error}); evaluate.py makes it again") from None
+    if missing := KEYS - set(result if isinstance(result, dict) else ()):
+        raise UserError(f"{file} is no evaluation, it lacks {', '.join(sorted(missing))}; evaluate.py makes it again")
+    return dict(result)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

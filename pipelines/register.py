@@ -81,7 +81,7 @@ def _result(model: Path, scores: Path | None) -> tuple[str, int, bool]:
     from genmodels.metrics.evaluate import Protocol
     from genmodels.model import model_class
     from pipelines import registry
-    from pipelines.evaluate import proof_table
+    from pipelines.evaluate import proof_table, read_result
 
     for path in (model / "export", model / "run.json", *([scores] if scores else [])):
         if not path.exists():
@@ -89,7 +89,7 @@ def _result(model: Path, scores: Path | None) -> tuple[str, int, bool]:
     run = json.loads((model / "run.json").read_text())
     tags, score, protocol, evidence = {key: run[key] for key in ("run", "ended")}, run["score"], run["protocol"], ""
     if scores:
-        measured = json.loads(scores.read_text())
+        measured = read_result(scores)
         if measured["sha256"] != export.read_config(model / "export")["sha256"]:
             raise UserError(f"{scores} is of other weights than {model / 'export'}; evaluate.py scores these")
         score = measured["scores"][model_class(measured["model"]).metric.name]

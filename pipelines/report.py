@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.evaluate import read_result
 from pipelines.inspection import summary
 from pipelines.project import UserError, command, params, root, shard_cache, shards
 
 if TYPE_CHECKING:
     from genmodels.data.shards import Manifest
 
-KEYS = {"sha256", "scores", "real_vs_real", "protocol", "proofs"}  # of an evaluation
 SCORES = ("swd", "fid", "kid", "ms_ssim", "precision", "recall")
 
 
@@ -34,14 +34,17 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="exit code 1 if a proof is not shown")] = False,
 ) -> None:
     """Reads what train.py and evaluate.py left in data/ and shows it."""
+    from pipelines import places
+
     files = sorted((root() / "data/evaluations").glob("*/evaluation.json"))
-    results = {file.parent.name: _read(file) for file in files}
+    results = {file.parent.name: read_result(file) for file in files}
     if not results:
         raise UserError(f"{root() / 'data/evaluations'} has no scores yet; `dvc repro` or evaluate.py makes them")
     behind = _behind(results)
     if behind:
         print(f"warning: not evaluated since they were trained: {', '.join(behind)}; evaluate.py does", file=sys.stderr)
     out = out or root() / "data/report"
+    places.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "index.html").write_text(page(results, behind), encoding="utf-8")
     show(results)
@@ -49,17 +52,6 @@ def main(
     missing = sorted({*behind, *(name for name, result in results.items() if not _shown(result))})
     if check and missing:
         raise SystemExit(f"not shown: {', '.join(missing)}")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """An evaluation; UserError where it is none."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no evaluation ({error}); evaluate.py makes it again") from None
-    if missing := KEYS - set(result if isinstance(result, dict) else ()):
-        raise UserError(f"{file} is no evaluation, it lacks {', '.join(sorted(missing))}; evaluate.py makes it again")
-    return dict(result)
 
 
 def _behind(results: dict[str, Any]) -> list[str]:

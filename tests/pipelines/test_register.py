@@ -251,10 +251,12 @@ def test_scores_of_other_weights_are_refused(add, sprites_data, tmp_path):
     scores = tmp_path / "evaluation.json"
     judge = {"num_images": 4, "image_size": 16, "data_digest": "d", "split": "test", "resize_filter": ""}
     protocol = {**judge, "extractor_sha256": "", "extractor_task": ""}
-    measured = {"model": "vae", "sha256": "other", "scores": {"swd": 1.0}, "protocol": protocol, "proofs": []}
-    scores.write_text(json.dumps(measured))
+    measured = {"model": "vae", "sha256": "other", "scores": {"swd": 1.0}, "protocol": protocol}
+    scores.write_text(json.dumps(measured | {"real_vs_real": {}, "proofs": []}))
     line = refused(register, "--model", tmp_path / "model", "--scores", scores)
     assert str(scores) in line and "other weights" in line
+    scores.write_text('{"model": "vae", "sc')
+    assert str(scores) in refused(register, "--model", tmp_path / "model", "--scores", scores)
     assert not client().search_registered_models("name = 'vae'")
 
 

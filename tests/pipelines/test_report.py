@@ -16,7 +16,14 @@ def write(tmp_path, monkeypatch):
     def evaluation(name: str = "vae", claim: str = "held", trained: str = "a", split: str = "test", **changes: object):
         proofs = [{"claim": claim, "measured": 1.0, "baseline": 2.0, "holds": True, "unit": ""}]
         protocol = {"num_images": 4, "image_size": 16, "extractor_sha256": "", "split": split, "data_digest": "d"}
-        result = {"sha256": "a", "scores": {"swd": 1.0}, "real_vs_real": {}, "protocol": protocol, "proofs": proofs}
+        result = {
+            "model": name,
+            "sha256": "a",
+            "scores": {"swd": 1.0},
+            "real_vs_real": {},
+            "protocol": protocol,
+            "proofs": proofs,
+        }
         file = tmp_path / "data/evaluations" / name / "evaluation.json"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(result | changes))
@@ -72,3 +79,9 @@ def test_pictures_of_an_earlier_evaluation_are_not_shown(write, tmp_path):
     succeed(report)
     page = (tmp_path / "data/report/index.html").read_text()
     assert "<figcaption>rows" in page and "older" not in page
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(write, tmp_path):
+    write()
+    (file := tmp_path / "file").touch()
+    assert "--out" in (line := refused(report, "--out", file / "report")) and f"{file} is no folder" in line
