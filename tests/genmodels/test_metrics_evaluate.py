@@ -83,6 +83,14 @@ def test_reference_halves_are_disjoint_and_drawn_at_random():
     assert reference_scores(images(64, 1, 8), num_images=10)["num_images"] == 10
 
 
+@pytest.mark.parametrize("num", [4, 7, 8])
+def test_every_number_of_images_that_is_scored_has_a_scale(num):
+    real, network = images(num, 1, 8), extractor(1)
+    scores, reference = evaluate(real, images(num, 1, 8, 1), network), reference_scores(real, network)
+    assert scores.keys() - reference.keys() == ({"fid", "kid", "precision", "recall"} if num < 8 else set())
+    assert all(math.isfinite(score) for score in reference.values())
+
+
 PROTOCOL = Protocol(100, 32, "ab", "classes", "bilinear", "cd", "test")
 
 
