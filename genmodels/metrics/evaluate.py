@@ -34,7 +34,7 @@ class Protocol:
     data_digest: str  # of the real images' data set
     split: str  # that the real images come from
     version: int = VERSION
-    domain: str | None = None  # that the real images come from; None: the data set's only one, or all of them
+    domain: str | None = None  # that the real images come from, or "all"; None: the data set's only one
 
     @classmethod
     def of(
