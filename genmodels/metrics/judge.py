@@ -115,6 +115,6 @@ def _make_extractor(
     reader = ShardReader(shards, "train", size, cache=cache)
     ids = reader.some(20_000)
     images = to_float(torch.from_numpy(reader.read(ids)).permute(0, 3, 1, 2))
-    labels = torch.from_numpy(reader.labels[ids]) if spec.classes else None
+    labels = torch.from_numpy(reader.labels[ids]) if len(spec.classes) > 1 else None  # one class teaches nothing
     extractor = train_extractor(images, labels, num_images=config.extractor_images)
     write_atomic(path, lambda temporary: save_extractor(extractor, temporary))
