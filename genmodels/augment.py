@@ -34,7 +34,7 @@ def _shift(images: Tensor, noise: Noise, most: int) -> Tensor:
 def _cut_out(images: Tensor, noise: Noise, cut_height: int, cut_width: int) -> Tensor:
     num, _, height, width = images.shape
     centre = noise.uniform(num, 2, 1)
-    rows = torch.arange(height, device=images.device) - centre[:, 0] * height  # [B, H]
-    columns = torch.arange(width, device=images.device) - centre[:, 1] * width
+    rows = torch.arange(height, device=images.device) + 0.5 - centre[:, 0] * height  # [B, H], from pixels' middles
+    columns = torch.arange(width, device=images.device) + 0.5 - centre[:, 1] * width
     hole = (rows.abs() < cut_height / 2)[:, :, None] & (columns.abs() < cut_width / 2)[:, None, :]
     return images * ~hole[:, None]

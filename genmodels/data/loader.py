@@ -226,11 +226,11 @@ def read_split(
 ) -> tuple[Batch, bool]:
     """The first samples of a split, at most `num`, with every key that the data set offers; in order of storage.
 
-    The second value says whether image_A and image_B are aligned: where both domains hold files of the same name,
-    only those are read.
+    Where no `domain` of several is chosen, `image` has its share of each. The second value says whether image_A and
+    image_B are aligned: where both domains hold files of the same name, only those are read.
     """
     reader = ShardReader(folder, split, image_size, domain, cache, digest)
-    ids = np.arange(min(reader.num, num))
+    ids = reader.some(num)
     batch = {key: FIELDS[key](reader)(ids, np.zeros(len(ids), bool)) for key in FIELDS if key in reader.spec.keys}
     readers = {name: ShardReader(folder, split, image_size, name, cache, digest) for name in reader.spec.domains}
     ids_of = {name: np.arange(each.num) for name, each in readers.items()}

@@ -125,6 +125,7 @@ class ShardReader:
         index = read_index(self.manifest, split, size)
         keep = pa.array(np.ones(len(index), bool)) if domain is None else pc.equal(index["domain"], domain)
         self._table = index.filter(keep)
+        self._several_domains = domain is None and len(self.spec.domains) > 1
         self.keys: list[str] = self._table["key"].to_pylist()
         self.num = len(self.keys)
         shards, counts = np.unique(self._column("shard"), return_counts=True)
@@ -135,6 +136,13 @@ class ShardReader:
         self._shard, self._offset, self._length = (self._column(name) for name in ("shard", "offset", "length"))
         self._maps: dict[int, Mapped] = {}  # the one used last comes last
         self._lock = threading.Lock()
+
+    def some(self, most: int) -> NDArray[np.int64]:
+        """Numbers of `most` images, or of all: the first ones; of several domains each its share."""
+        num = min(self.num, most)
+        if not self._several_domains:
+            return np.arange(num)  # in order of a hash, so a mixture
+        return np.arange(num) * self.num // max(1, num)  # one domain lies after the other
 
     def close(self) -> None:
         """Gives up waiting for a store, in every thread; nothing can be read afterwards that is not held."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genmodels.data.images import SMALLEST
 from genmodels.metrics.features import FeatureNetwork, extract, frechet_distance, kernel_distance, precision_recall
-from genmodels.metrics.images import check_images, quantize, random_subset
+from genmodels.metrics.images import FEWEST, check_images, quantize, random_subset
 from genmodels.metrics.ms_ssim import ms_ssim_of_pairs
 from genmodels.metrics.swd import sliced_wasserstein
 
@@ -34,7 +34,7 @@ class Protocol:
     data_digest: str  # of the real images' data set
     split: str  # that the real images come from
     version: int = VERSION
-    domain: str | None = None  # that the real images come from; None: the data set's only one, or all of them
+    domain: str | None = None  # that the real images come from, or "all"; None: the data set's only one
 
     @classmethod
     def of(
@@ -109,9 +109,10 @@ def reference_scores(
 
     A half has N / 2 images, or `num_images` when that is fewer. Scores improve with the number of images (fid and swd
     most), so pass the number that the samples were scored with; where N is too small for it, the reference is
-    that much too pessimistic, and the returned `num_images` says so.
+    that much too pessimistic, and the returned `num_images` says so. Halves of fewer than 4 images have no scores of
+    the extractor.
     """
     check_images(real, "real")
     num_half = min(len(real) // 2, num_images or len(real))
     first, second = random_subset(real, 2 * num_half, seed).split(num_half)
-    return evaluate(first, second, extractor, seed) | {"num_images": float(num_half)}
+    return evaluate(first, second, extractor if num_half >= FEWEST else None, seed) | {"num_images": float(num_half)}

@@ -106,6 +106,8 @@ def train_extractor(
     attributes = labels is not None and labels.is_floating_point()
     loss = F.binary_cross_entropy_with_logits if attributes else F.cross_entropy
     num_classes = num_classes or (4 if labels is None else labels.shape[1] if attributes else int(labels.max()) + 1)
+    if num_classes < 2 and not attributes:
+        raise ValueError("a network that tells classes apart needs two of them at least")
     extractor = _initialized(
         images.shape[1], num_classes, "rotation" if labels is None else "classes", input_size, seed
     )

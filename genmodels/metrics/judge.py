@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +79,9 @@ class Judge:
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
         reals = self.reals(model, image_size)
-        domain = self.domain if model.output_key == "image" else None  # image_B says it by itself
+        domain = None
+        if model.output_key == "image" and self.spec.domains:  # image_B says it by itself
+            domain = self.domain or "all"
         return Protocol.of(reals, reals, self.extractor, self.spec.digest, self.split, domain)
 
     @property
@@ -112,13 +113,8 @@ def _make_extractor(
 ) -> None:
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
     reader = ShardReader(shards, "train", size, cache=cache)
-    images = read_images(reader, 20_000)
-    labels = torch.from_numpy(reader.labels[: len(images)]).long() if spec.classes else None
+    ids = reader.some(20_000)
+    images = to_float(torch.from_numpy(reader.read(ids)).permute(0, 3, 1, 2))
+    labels = torch.from_numpy(reader.labels[ids]) if len(spec.classes) > 1 else None  # one class teaches nothing
     extractor = train_extractor(images, labels, num_images=config.extractor_images)
     write_atomic(path, lambda temporary: save_extractor(extractor, temporary))
-
-
-def read_images(reader: ShardReader, most: int) -> Tensor:
-    """The first images of a reader in storage order, [N, C, S, S] in [-1, 1]."""
-    pixels = reader.read(np.arange(min(reader.num, most)))
-    return to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from genmodels.config import DatasetConfig
-from genmodels.data.loader import Loader
+from genmodels.data.loader import Loader, read_split
 from genmodels.data.order import Stream, epoch_order
 from genmodels.data.prepare import prepare
 from genmodels.data.reader import ShardReader
@@ -306,9 +306,17 @@ def test_at_most_prefetch_batches_are_under_way(folders, monkeypatch):
 
 def test_leaving_without_close_does_not_hang(folders):
     program = f"""
-        from genmodels.data.loader import Loader
+        from genmodels.data.loader import Loader, read_split
         loader = Loader({str(folders[0])!r}, ["image"], 4, 8, 0, num_threads=2)
         print(next(loader)["image"].shape)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=300, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "torch.Size([8, 3, 4, 4])\n" and not done.stderr
+
+
+def test_some_images_of_all_domains_are_a_share_of_each(domains):
+    for num, of_a, of_b in ((8, 6, 2), (19, 12, 7), (100, 12, 7), (1, 1, 0)):
+        domain = read_split(domains, "train", 4, num)[0]["image"][:, 1, 0, 0].tolist()
+        assert (domain.count(1), domain.count(2)) == (of_a, of_b)
+    first, every = (read_split(domains, "train", 4, num, domain="B")[0]["image"] for num in (3, 7))
+    assert torch.equal(first, every[:3])

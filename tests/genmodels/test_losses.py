@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genmodels.augment import diff_augment
+from genmodels.augment import _cut_out, diff_augment
 from genmodels.convnets import Decoder, Encoder, base_size
 from genmodels.data.fields import DataSpec
 from genmodels.losses import (
@@ -347,3 +347,9 @@ def test_encoder_and_decoder_fit_every_size(size, norm):
     x = Decoder(5, 3, size, 2, norm)(torch.randn(2, 5))
     assert x.shape == (2, 3, size, size)
     assert Encoder(3, size, 2, 7, norm)(x).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_the_cut_out_favours_no_side(size):
+    kept = _cut_out(torch.ones(20_000, 1, size, size), Noise(0, 0, 0, CPU), size // 2, size // 2).mean((0, 1))
+    assert torch.allclose(kept, kept.flip(0), atol=0.015) and torch.allclose(kept, kept.flip(1), atol=0.015)

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genmodels.config import EvaluationConfig, RunConfig, TrainConfig
 from genmodels.metrics.evaluate import Protocol, evaluate, reference_scores
 from genmodels.metrics.features import Extractor
+from genmodels.metrics.judge import Judge
+from genmodels.model import GenerativeModel, Strict
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +86,33 @@ def test_reference_halves_are_disjoint_and_drawn_at_random():
     assert reference_scores(images(64, 1, 8), num_images=10)["num_images"] == 10
 
 
+@pytest.mark.parametrize("num", [4, 7, 8])
+def test_every_number_of_images_that_is_scored_has_a_scale(num):
+    real, network = images(num, 1, 8), extractor(1)
+    scores, reference = evaluate(real, images(num, 1, 8, 1), network), reference_scores(real, network)
+    assert scores.keys() - reference.keys() == ({"fid", "kid", "precision", "recall"} if num < 8 else set())
+    assert all(math.isfinite(score) for score in reference.values())
+
+
 PROTOCOL = Protocol(100, 32, "ab", "classes", "bilinear", "cd", "test")
 
 
 @pytest.mark.parametrize("change", [{"num_images": 99}, {"extractor_sha256": "x"}, {"split": "train"}, {"domain": "B"}])
 def test_any_change_of_protocol_changes_its_digest(change):
     assert replace(PROTOCOL, **change).digest != PROTOCOL.digest
+
+
+def test_a_judge_of_all_domains_compares_with_all_of_them(few_sprites, tmp_path):
+    def judge(domain: str | None) -> Judge:
+        train, evaluation = TrainConfig(domain=domain), EvaluationConfig(num_images=4, extractor_images=64)
+        config = RunConfig(model="vae", dataset="few", settings=Strict(), train=train, evaluation=evaluation)
+        return Judge(few_sprites.folder, few_sprites.spec, config, tmp_path / "extractor.safetensors")
+
+    judges = {domain: judge(domain).read("train", 16, 6)[0]["image"] for domain in ("A", "B", "all")}
+    assert judges["all"].shape == judges["A"].shape
+    assert 0 < sum(bool((x == judges["A"]).flatten(1).all(1).any()) for x in judges["all"]) < 6
+    model = GenerativeModel(Strict(), few_sprites.spec)
+    assert [judge(domain).protocol(model, 16).domain for domain in (None, "B", "all")] == ["A", "B", "all"]
 
 
 def test_equal_protocols_have_equal_digests():

@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
+from genmodels.config import DatasetConfig, EvaluationConfig
+from genmodels.data.prepare import prepare
 from genmodels.metrics import features
 from genmodels.metrics.features import (
     Extractor,
@@ -18,6 +21,7 @@ from genmodels.metrics.features import (
     save_extractor,
     train_extractor,
 )
+from genmodels.metrics.judge import ensure_extractor
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,21 @@ def test_extractor_without_labels_learns_rotations():
     extractor = train_extractor(images, num_images=3000)
     assert extractor.task == "rotation"
     assert accuracy(extractor, bars(100, seed=1)[0][::4]) > 0.9
+
+
+def test_a_single_class_is_not_learned_from(tmp_path):
+    images = bars(8)[0]
+    with pytest.raises(ValueError, match="needs two of them"):
+        train_extractor(images, torch.zeros(8, dtype=torch.int64), num_images=64)
+    for number, picture in enumerate(images):
+        Image.fromarray(((picture[0] + 1) * 127.5).byte().numpy()).save(tmp_path / f"{number}.png")
+    rows = "".join(f"{number}.png,bar\n" for number in range(8))
+    (tmp_path / "attributes.csv").write_text("file,kind\n" + rows)
+    config = DatasetConfig(source=str(tmp_path), image_size=12, channels=1, label="kind")
+    spec = prepare("bars", config, tmp_path / "out", tmp_path, 1)
+    assert spec.classes == ("bar",)
+    network = ensure_extractor(tmp_path / "x", tmp_path / "out", spec, EvaluationConfig(extractor_images=64))
+    assert network.task == "rotation"
 
 
 def test_training_is_deterministic_and_leaves_the_global_generator():
