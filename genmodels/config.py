@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    PrivateAttr,
     SerializeAsAny,
     ValidationInfo,
     field_validator,
@@ -243,6 +244,7 @@ class Params(Strict):
     sweep: dict[str, dict[str, Dimension]] = Field({}, description="by model: what pipelines/tune.py searches")
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    _given: dict[str, dict[str, Any]] = PrivateAttr({})  # by model: what --set gave, which holds over a recipe
 
     def dataset(self, name: str, where: str = "") -> DatasetConfig:
         """The section of a data set, which the setting `where` names; ConfigError names the nearest one."""
@@ -256,6 +258,7 @@ class Params(Strict):
         section = dict(self.models.get(model, {}))
         if recipe:
             section = _merged(section, choose(self.recipes.get(model, {}), recipe, f"recipe of {model}"))
+            section = _merged(section, self._given.get(model, {}))
         section = _merged(section, changes or {})
         where = where or (f"recipes.{model}.{recipe}" if recipe else f"models.{model}")
         dataset, train = section.pop("dataset", None), section.pop("train", {})
@@ -274,14 +277,16 @@ class Params(Strict):
 
 def load_params(path: Path, overrides: Iterable[str] = ()) -> Params:
     """Reads params.yaml and applies `key.sub=value` overrides; ConfigError is one line."""
-    raw = read_yaml(path)
-    for given in overrides:
-        key, _, value = given.partition("=")
+    raw, given = read_yaml(path), dict[str, Any]()
+    for each in overrides:
+        key, _, value = each.partition("=")
         refuse_secrets(key, "--set")
         refuse_secrets(value, f"--set {key}")
-        override(raw, given)
+        override(raw, each)
+        override(given, each)
     refuse_secrets(raw)
     params = validated(Params, raw, "")
+    params._given = given.get("models", {})
     for name in params.models:
         params.run(name, where=f"models.{name}")  # a wrong key anywhere is found before anything starts
     for name, recipes in params.recipes.items():

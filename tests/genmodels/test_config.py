@@ -269,7 +269,10 @@ def test_defaults_section_recipe_and_overrides_are_laid_over_each_other_in_this_
     assert (big.settings.latent_dim, big.train.num_images, big.train.seed, big.train.batch_size) == (8, 100, 3, 5)
     assert plain.train.batch_size == TrainConfig().batch_size
     assert load_params(write(BASE), ["models.vae.latent_dim=9"]).run("vae").settings.latent_dim == 9
-    assert load_params(write(BASE), ["models.vae.latent_dim=9"]).run("vae", "big").settings.latent_dim == 8
+    given = load_params(write(BASE), ["models.vae.latent_dim=9", "models.vae.train.seed=4"]).run("vae", "big")
+    assert (given.settings.latent_dim, given.train.seed, given.train.num_images) == (9, 4, 100)
+    whole = load_params(write(BASE), ["models.vae.train={batch_size: 5}"]).run("vae", "big")
+    assert (whole.train.batch_size, whole.train.seed, whole.settings.latent_dim) == (5, 3, 8)
 
 
 def test_a_later_override_wins_and_new_sections_are_made(write):
