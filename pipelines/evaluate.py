@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.project import Overrides, UserError, command, extractor_path, params, shard_cache, shards
+from pipelines.project import Overrides, UserError, command, extractor_path, params, shard_cache, shards, storage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,8 @@ def evaluate(
         samples=samples,
         features=lambda images: extract(extractor, images) if extractor else images.flatten(1),
         scores=scores,
-        history=read_history(folder.parent / "scores.csv"),
+        history=read_history(folder.parent / "scores.csv")
+        or _run_history(storage(compute) / info["info"].get("run", "")),
     )
     result = {
         "model": info["model"],
@@ -174,6 +175,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(newline="") as file:
         return [{name: _number(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _run_history(run: Path) -> list[dict[str, Any]]:
+    """The same of a registered model, beside whose folder no table lies, from its run; empty where that is not here."""
+    from pipelines.outcome import history
+    from pipelines.run import Run
+
+    return history(Run(run).events()) if (run / "events.jsonl").is_file() else []
 
 
 def _number(text: str) -> float | str:

@@ -125,10 +125,7 @@ def publish(run: Run, summary: Event, out: Path) -> None:
             json.dumps({"score": summary["score"], "images_per_second": round(summary["images_per_second"], 1)})
         )
         (folder / "run.json").write_text(json.dumps(summary, indent=1))
-        _write_csv(
-            folder / "scores.csv",
-            [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots],
-        )
+        _write_csv(folder / "scores.csv", history(events))
         logs = [event for event in events if event["type"] == "log"]
         rows = [
             {"num_images": event["num_images"], "term": name, "value": value}
@@ -140,6 +137,12 @@ def publish(run: Run, summary: Event, out: Path) -> None:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_folder(out.resolve(), write)
+
+
+def history(events: list[Event]) -> list[Event]:
+    """A row a snapshot: images shown, stage and scores."""
+    snapshots = [event for event in events if event["type"] == "snapshot"]
+    return [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots]
 
 
 def _write_csv(path: Path, rows: list[Event]) -> None:

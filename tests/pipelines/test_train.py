@@ -256,6 +256,7 @@ def test_what_goes_out_is_the_export_its_curves_and_a_summary(vae, project):
     history = evaluate.read_history(out / "scores.csv")
     assert [row["num_images"] for row in history] == [0, 128, 256] and all("swd" in row for row in history)
     assert {row["stage"] for row in history} == {"train"}  # proofs of growing models compare within a stage
+    assert evaluate._run_history(vae.folder) == history  # of a registered version, whose folder has no table
     assert "elbo/kl" in (out / "curves.csv").read_text()
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
 
