@@ -16,7 +16,7 @@ from pipelines.worker import build_model
 def export_untrained(config: RunConfig, data: Prepared, folder: Path) -> Path:
     """A sampling folder as training writes it, with held-out conditions."""
     model = build_model(config, data.spec)
-    judge = Judge(data.folder, data.spec, config, Path("none"))
+    judge = Judge(data.folder, data.spec, config, folder.parents[1] / "extractor")  # one for all of a session
     progress = Progress(0, 0, model.stages(256, 16)[-1], 1.0)
     export.save(folder, model, progress, conditions=judge.conditions(model, 16))
     return folder
