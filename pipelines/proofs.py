@@ -100,7 +100,6 @@ def show(results: dict[str, Any]) -> None:
     """One row a variant."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("comparison", "what it must show", "variant", "measured, by seed", "shown")
     for name, result in results.items():
@@ -108,8 +107,8 @@ def show(results: dict[str, Any]) -> None:
             what = (name, result["claim"]) if i == 0 else ("", "")
             numbers = ", ".join(f"{value:.4g}" for value in values)
             cells = *what, key, f"{result['score'] or 'proofs shown'} {numbers}", "yes" if result["holds"] else "NO"
-            table.add_row(*map(Text, cells))  # Text: brackets in names are no markup
-    Console().print(table)
+            table.add_row(*cells)
+    Console(markup=False, emoji=False).print(table)  # names may hold brackets
 
 
 if __name__ == "__main__":

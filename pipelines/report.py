@@ -72,13 +72,12 @@ def show(results: dict[str, Any]) -> None:
     """The proofs as a table on the terminal."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("system", "what it must show", "measured", "baseline", "shown")
     for name, result in results.items():
         for proof in result["proofs"]:
-            table.add_row(*map(Text, (name, *_cells(proof))))  # Text: brackets in names are no markup
-    Console().print(table)
+            table.add_row(name, *_cells(proof))
+    Console(markup=False, emoji=False).print(table)  # names may hold brackets
 
 
 def page(results: dict[str, Any], behind: list[str]) -> str:

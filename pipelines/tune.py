@@ -202,7 +202,6 @@ def show_trials(sweep: Sweep) -> None:
     """Prints a row a trial, the best first."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from pipelines.sweep import ranked, sentence
     from pipelines.winner import settings
@@ -212,8 +211,8 @@ def show_trials(sweep: Sweep) -> None:
     table = Table("trial", "values", "how it ended", title=sweep.name, title_justify="left")
     for trial in [*best, *rest]:
         cells = trial.name, settings(trial.values), sentence(trial)
-        table.add_row(*map(Text, cells))  # Text: brackets in values and reasons are no markup
-    Console().print(table)
+        table.add_row(*cells)
+    Console(markup=False, emoji=False).print(table)  # names may hold brackets
 
 
 if __name__ == "__main__":
