@@ -220,15 +220,16 @@ class Trainer:
         self.stopped = (wish == STOP or halt) and not done
         save = done or wish or halt or self._crossed(config.checkpoint_every)
         snapshot = stage_done or halt or self._crossed(config.snapshot_every)
-        if save or snapshot or self._crossed(config.log_every):
+        log = save or snapshot or self._crossed(config.log_every)
+        if log:
             self._log()  # before a checkpoint too, so that a resumed training logs the same intervals
         if snapshot:
             self.hooks.snapshot(self.ema, self.progress())
         if save:
             distributed.assert_equal(list(self.model.parameters()))
             self.hooks.save(self.num_images, self.state())
-        if save or snapshot:
-            self._interval.start = time.perf_counter()
+        if log:
+            self._interval.start = time.perf_counter()  # what hooks take is no part of the rate
 
     def _log(self) -> None:
         """Reads the interval's scalars from the device, the only wait for it, and hands on their means."""

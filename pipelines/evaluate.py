@@ -118,7 +118,8 @@ def evaluate(
     extractor = ensure_extractor(extractor_file, path, spec, config.evaluation, cache)
     judge = Judge(path, spec, config, extractor_file, cache=cache)
     size = sampler.progress.stage.image_size
-    scores, samples = judge.score(sampler)
+    samples = judge.draw(sampler)
+    scores = judge.score(model, samples)
     test, paired = judge.held_out(size)
     context = ProofContext(
         train=judge.read("train", size, NUM_PROOF_IMAGES)[0],

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import socket
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from genmodels.data.cache import ShardCache
 from genmodels.data.fields import DataSpec
 from genmodels.data.loader import Loader
 from genmodels.metrics.judge import Judge
-from genmodels.model import GenerativeModel, Progress, Stage, model_class
+from genmodels.model import Batch, GenerativeModel, Progress, Stage, model_class
 from genmodels.trainer import SAVE, STOP, Hooks, NonFiniteError, Trainer
 from pipelines.run import EventLog, Run
 from pipelines.watching import repeating
@@ -140,43 +141,52 @@ def weights_digest(trainer: Trainer) -> str:
 
 def _hooks(run: Run, log: EventLog, judge: Judge, checkpoints: Checkpoints) -> Hooks:
     ranked: dict[int, float] = {}  # scores by images shown; of the full size only
+    put_off: list[Callable[[], None]] = []
 
     def save(num_images: int, state: dict) -> None:
         log.check_attempt()
         checkpoints.save(num_images, state, ranked.get(num_images))
 
     def snapshot(model: GenerativeModel, progress: Progress) -> None:
-        size = progress.stage.image_size
-        conditions = export.turns(judge.conditions(model, size), NUM_GRID)
+        conditions = export.turns(judge.conditions(model, progress.stage.image_size), NUM_GRID)
         sampler = export.Sampler(model, progress, {}, judge.device, conditions)
         picture = run.folder / "samples" / f"{progress.num_images:012d}.png"
         picture.parent.mkdir(exist_ok=True)
         pictures.grid(model.present(sampler.sample(NUM_GRID), conditions), min_side=32).save(picture)
-        scores, _ = judge.score(sampler)
-        final_size = size == model.data.image_size and progress.num_images > 0
-        score = scores[model.metric.name]
-        best = _best_before(run, model, progress.num_images)
+        samples = judge.draw(sampler)
+        if progress.num_images > 0:
+            scores = judge.score(model, samples)
+            keep(model, progress, conditions, scores[model.metric.name])
+            tell(model, progress, picture, scores)
+        else:  # the first step does not wait for the metrics' imports, seconds of it
+            put_off.append(lambda: tell(model, progress, picture, judge.score(model, samples)))
+
+    def keep(model: GenerativeModel, progress: Progress, conditions: Batch, score: float) -> None:
         info = {"run": run.name, "images shown": progress.num_images, f"score ({model.metric.name})": score}
         info |= {"domain": judge.domain or "all"} if judge.spec.domains else {}
         export.save(run.folder / "last", model, progress, info, conditions)
-        if final_size:
+        if progress.stage.image_size == model.data.image_size:
             ranked[progress.num_images] = score
-        if final_size and model.metric.better(score, best):
-            export.save(run.folder / "best", model, progress, info, conditions)
+            if model.metric.better(score, _best_before(run, model, progress.num_images)):
+                export.save(run.folder / "best", model, progress, info, conditions)
+
+    def tell(model: GenerativeModel, progress: Progress, picture: Path, scores: dict[str, float]) -> None:
         log.add(
             "snapshot",
             progress.num_images,
             stage=progress.stage.name,
             scores=scores,
-            score=score,
-            protocol=judge.protocol(model, size).to_json(),
+            score=scores[model.metric.name],
+            protocol=judge.protocol(model, progress.stage.image_size).to_json(),
             picture=str(picture.relative_to(run.folder)),
-            ranked=final_size,
+            ranked=progress.num_images in ranked,
         )
 
     def log_row(row: dict) -> None:
         log.add("log", row["num_images"], values={key: value for key, value in row.items() if key != "num_images"})
         checkpoints.check()  # a disk that is full need not wait for the next checkpoint to be told
+        while put_off:
+            put_off.pop()()
 
     return Hooks(log=log_row, save=save, snapshot=snapshot)
 

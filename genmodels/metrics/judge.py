@@ -64,17 +64,18 @@ class Judge:
         """Conditions of held-out data, one a held-out sample; empty for a model that needs none."""
         return model.condition(self.held_out(size)[0])
 
-    def score(self, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
-        """All scores of a sampler at its current size, and the samples scored: one a held-out image.
+    def draw(self, sampler: Sampler) -> Tensor:
+        """The samples to be scored, one a held-out image, always of the same seed; on the judge's device."""
+        model, size = sampler.model, sampler.progress.stage.image_size
+        num, conditions = len(self.reals(model, size)), self.conditions(model, size)
+        return sampler.sample(num, self.config.evaluation.seed + 1, conditions).to(self.device)
 
-        NaN for the model's metric if a sample is not finite.
-        """
-        model, size, seed = sampler.model, sampler.progress.stage.image_size, self.config.evaluation.seed
-        reals = self.reals(model, size).to(self.device)
-        samples = sampler.sample(len(reals), seed + 1, self.conditions(model, size)).to(self.device)
+    def score(self, model: GenerativeModel, samples: Tensor) -> dict[str, float]:
+        """All scores of a model's samples [N, C, S, S]; NaN for the model's metric if one is not finite."""
         if not torch.isfinite(samples).all():
-            return {model.metric.name: math.nan}, samples  # never the best, and the training goes on
-        return evaluate(reals, samples, self.extractor, seed), samples
+            return {model.metric.name: math.nan}  # never the best, and the training goes on
+        reals = self.reals(model, samples.shape[-1]).to(self.device)
+        return evaluate(reals, samples, self.extractor, self.config.evaluation.seed)
 
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
