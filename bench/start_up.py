@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.end_to_end import ROOT, write_project
-from bench.report import Row, row
+from bench.report import Row, alternate, row
 from pipelines.run import read_events
 
 SETTINGS = {"latent_dim": 16, "width": 8}
@@ -34,6 +34,10 @@ def start_up_rows(only: str, rounds: int) -> Iterator[Row]:
                 taken = [measure() for _ in range(rounds)]
                 ratios = [allowed / each for each in taken]
                 yield row(name, ratios, 1.0, f"{sorted(taken)[rounds // 2]:.2f} s", f"{allowed} s")
+        name = "start-up, a local Ray, against an empty Ray Train"
+        if only in name:
+            ratios, ours, empty = alternate(lambda: first_step(root, 1), empty_trainer_seconds, rounds)
+            yield row(name, ratios, None, f"{ours:.1f} s", f"{empty:.1f} s")
 
 
 def help_seconds() -> float:
@@ -55,3 +59,10 @@ def first_step(root: Path, num_workers: int) -> float:
     subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     newest = max((root / "data/runs").glob("vae-*/events.jsonl"), key=os.path.getmtime)
     return next(event["time"] for event in read_events(newest)[0] if event["type"] == "log") - start
+
+
+def empty_trainer_seconds() -> float:
+    """Seconds from a command to the first line of a Ray Train worker that has nothing to do."""
+    start = time.time()
+    out = subprocess.run([sys.executable, "-m", "bench.empty_ray"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    return float(out.stdout.split()[-1]) - start
