@@ -125,7 +125,7 @@ class Trainer:
         active = [phase for phase in self.model.phases if _runs(phase, progress)]
         self.model.train()
         for phase in active:
-            self._gradients(phase, batch, progress, scratch)
+            self._gradients(phase, batch, progress, scratch, last=phase is active[-1])
             if not self.model.simultaneous:
                 self.optimizers[phase.name].step()
         if self.model.simultaneous:
@@ -162,8 +162,8 @@ class Trainer:
 
     # One step
 
-    def _gradients(self, phase: Phase, batch: Batch, progress: Progress, scratch: dict[str, Any]) -> None:
-        """Backward pass of one phase: its gradients averaged over ranks, its skip flag set."""
+    def _gradients(self, phase: Phase, batch: Batch, progress: Progress, scratch: dict[str, Any], last: bool) -> None:
+        """Backward pass of one phase: its gradients averaged over ranks, its skip flag set; buffers with the last."""
         parameters = self.parameters[phase.name]
         self.model.requires_grad_(False)
         for parameter in parameters:
@@ -180,7 +180,7 @@ class Trainer:
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         check = total.detach()
-        distributed.average([*gradients, check, *self._shared_buffers()])
+        distributed.average([*gradients, check, *(self._shared_buffers() if last else ())])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         optimizer = self.optimizers[phase.name]
         optimizer.skip = (~torch.isfinite(norm + check)).float()

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from genmodels.boxes import cut, overlap, scattered, union
 from genmodels.data.fields import DataSpec
 from genmodels.model import Noise, Progress, Stage
-from genmodels.models.puzzlegan import PuzzleGAN, PuzzleGANConfig, cut, others, overlap, scattered, union
+from genmodels.models.puzzlegan import PuzzleGAN, PuzzleGANConfig, others
 from genmodels.schedules import log_decay
 
 TINY = {"noise_dim": 4, "embedding_dim": 8, "width": 4, "discriminator_width": 4}
