@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import Prepared
-from test_contract import BATCH, build, differing, make_trainer, progress_at_end, through_disk
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from trainings import BATCH, build, differing, make_trainer, progress_at_end, through_disk
 
 from genmodels import export
 from genmodels.adversarial import AdversarialConfig

@@ -1,36 +1,37 @@
 """What every registered model promises, whatever it is: a new model costs no line here."""
 
 import copy
-import io
 import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import TINY_MODELS, Prepared
+from trainings import (
+    BATCH,
+    NUM_IMAGES,
+    build,
+    differing,
+    every_model,
+    make_trainer,
+    progress_at_end,
+    stage_points,
+    through_disk,
+    timeless,
+)
 
 import genmodels.trainer
 from genmodels import export
-from genmodels.config import TrainConfig
-from genmodels.data.fields import DataSpec
-from genmodels.data.loader import Loader, read_split
+from genmodels.data.loader import read_split
 from genmodels.export import Sampler, turns
 from genmodels.metrics.evaluate import evaluate
-from genmodels.model import Batch, GenerativeModel, Noise, Progress, model_class, model_names
+from genmodels.model import Batch, GenerativeModel, model_class
 from genmodels.settings_file import ConfigError
 from genmodels.trainer import Hooks, NonFiniteError, Trainer, to_float
 from genmodels.validation import validated
-
-BATCH = 8
-NUM_IMAGES = 192  # crosses every stage of the tiny settings
-TRAIN = {"num_images": NUM_IMAGES, "batch_size": BATCH, "log_every": 24, "checkpoint_every": BATCH, "ema_rampup": 0.5}
 
 LEARNING = {  # over the tiny settings: enough to learn a handful of images in 150 steps
     "autoencoder": {"width": 8, "lr": 4e-3},
@@ -47,98 +48,6 @@ LEARNING = {  # over the tiny settings: enough to learn a handful of images in 1
 }
 
 CONDITIONED = {"aae": {"use_labels": True}}  # settings under which more conditions are offered
-
-every_model = pytest.mark.parametrize("name", model_names())
-
-
-def build(name: str, spec: DataSpec, **settings) -> GenerativeModel:
-    torch.manual_seed(0)
-    return model_class(name)(model_class(name).Config(**{**TINY_MODELS.get(name, {}), **settings}), spec)
-
-
-def make_trainer(
-    name: str,
-    data: Prepared,
-    hooks: Hooks | None = None,
-    seen: list | None = None,
-    model: GenerativeModel | None = None,
-    device: str = "cpu",
-    **train,
-) -> Trainer:
-    """A trainer on real shards; `seen` gathers (image count, batch) of all that is read."""
-    model = model or build(name, data.spec)
-    config = TrainConfig(**{**TRAIN, **train})
-
-    def open_loader(stage, num_images):
-        rank, world_size = trainer.rank, trainer.world_size
-        size, batch_size, seed = stage.image_size, stage.batch_size, config.seed
-        loader = Loader(data.folder, model.batch_keys, size, batch_size, seed, num_images, rank, world_size)
-        return loader if seen is None else Recorder(loader, seen)
-
-    trainer = Trainer(model, config, open_loader, hooks, device)
-    trainer.shards = data.folder
-    return trainer
-
-
-class Recorder:
-    """A loader that keeps what it served."""
-
-    def __init__(self, loader: Loader, seen: list):
-        self.loader, self.seen = loader, seen
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.loader.close()
-
-    def __next__(self):
-        batch = next(self.loader)
-        self.seen.append((self.loader.position, {key: value.clone() for key, value in batch.items()}))
-        return batch
-
-
-def through_disk(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint gives back: a copy that went through the safe reader."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-
-
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested state as {path: tensor or number}."""
-    if isinstance(value, dict):
-        items = [(str(key), part) for key, part in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(i), part) for i, part in enumerate(value)]
-    else:
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for key, part in items:
-        flat |= leaves(part, f"{path}/{key}")
-    return flat
-
-
-def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The paths at which two states are not bit-equal."""
-    first, second = leaves(a), leaves(b)
-    assert first.keys() == second.keys()
-
-    def same(x, y):
-        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-
-    return [path for path in first if not same(first[path], second[path])]
-
-
-def stage_points(trainer: Trainer) -> tuple[list[int], list[int]]:
-    """Image counts (at the end of each stage but the last, inside each stage), as whole batches reach them."""
-    ends, inside, start = [], [], 0
-    for i, stage in enumerate(trainer.stages):
-        end = math.ceil(sum(s.num_images for s in trainer.stages[: i + 1]) / stage.batch_size) * stage.batch_size
-        inside.append(start + (end - start) // (2 * stage.batch_size) * stage.batch_size)
-        ends.append(end)
-        start = end
-    return ends[:-1], inside
 
 
 class Uninterrupted:
@@ -160,10 +69,6 @@ class Uninterrupted:
 def whole(sprites_data) -> Callable[[str], Uninterrupted]:
     """By model name, an uninterrupted training; each runs once."""
     return cache(lambda name: Uninterrupted(name, sprites_data))
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 
 # --- phases ----------------------------------------------------------------------------------------------------------
@@ -276,116 +181,6 @@ def test_another_seed_gives_another_training(name, whole, sprites_data):
     other = make_trainer(name, sprites_data, seed=1)  # of the same initial weights: sample order and noise differ
     other.run()
     assert differing(other.state(), whole(name).final)
-
-
-# --- several ranks ---------------------------------------------------------------------------------------------------
-
-
-class RecordingNoise(Noise):
-    """Keeps every draw that its rank was given."""
-
-    drawn: list[torch.Tensor] = []
-
-    def _slice(self, draws):
-        kept = super()._slice(draws)
-        self.drawn.append(kept.clone())
-        return kept
-
-
-def run_rank(rank: int, world_size: int, folder: str, data: Prepared) -> None:
-    """One of two ranks: trains every model, resumes it from its middle and from a single rank's state."""
-    torch.set_num_threads(1)
-    if world_size > 1:
-        store = f"file://{folder}/rendezvous"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    genmodels.trainer.Noise = RecordingNoise
-    for name in model_names():
-        result: dict[str, Any] = {}
-        states: dict[int, dict] = {}
-        rows: list[dict] = []
-        seen: list = []
-        RecordingNoise.drawn = []
-        hooks = Hooks(log=rows.append, save=lambda n, state, states=states: states.update({n: through_disk(state)}))
-        trainer = make_trainer(name, data, hooks, seen, checkpoint_every=2 * BATCH)
-        middle = stage_points(trainer)[1][-1] // (2 * BATCH) * (2 * BATCH)
-        trainer.run()
-        result |= {"final": trainer.state(), "rows": timeless(rows), "seen": seen, "noise": list(RecordingNoise.drawn)}
-        saved = Path(folder) / f"{name}-{world_size}.pt"
-        if rank == 0:
-            torch.save(states[middle], saved)
-        if world_size > 1:
-            dist.barrier()
-            result["resumed"] = resume(name, data, saved)[0]
-            _, result["elastic"] = resume(name, data, Path(folder) / f"{name}-1.pt")
-        torch.save(result, Path(folder) / f"{name}-{rank}of{world_size}.pt")
-    if world_size > 1:
-        dist.destroy_process_group()
-
-
-def resume(name: str, data: Prepared, saved: Path) -> tuple[dict, list]:
-    seen: list = []
-    trainer = make_trainer(name, data, seen=seen, checkpoint_every=2 * BATCH)
-    trainer.load_state(torch.load(saved, weights_only=True))
-    trainer.run()
-    return trainer.state(), seen
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory, sprites_data) -> Callable[[str], tuple[dict, list[dict]]]:
-    """By model name, what one rank saw and reached, and what each of two ranks did."""
-    folder = tmp_path_factory.mktemp("ranks")
-    noise = genmodels.trainer.Noise
-    try:
-        run_rank(0, 1, str(folder), sprites_data)
-    finally:
-        genmodels.trainer.Noise = noise
-    mp.spawn(run_rank, args=(2, str(folder), sprites_data), nprocs=2)
-
-    def read(name):
-        one, *two = (torch.load(folder / f"{name}-{rank}.pt") for rank in ("0of1", "0of2", "1of2"))
-        return one, two
-
-    return read
-
-
-@every_model
-def test_two_ranks_end_with_identical_weights(name, ranks):
-    _, (first, second) = ranks(name)
-    states = [{key: rank["final"][key] for key in ("model", "ema", "optimizers")} for rank in (first, second)]
-    own = tuple(f"/model/{prefix}" for prefix in model_class(name).rank_buffers)
-    assert [path for path in differing(*states) if not own or not path.startswith(own)] == []
-    assert first["rows"] == second["rows"] != []
-
-
-@every_model
-def test_two_ranks_resume_bit_exactly(name, ranks):
-    _, two = ranks(name)
-    for rank in two:
-        assert differing(rank["resumed"], rank["final"]) == []
-
-
-@every_model
-def test_two_ranks_see_the_samples_and_the_noise_of_one(name, ranks):
-    one, two = ranks(name)
-    assert_same_samples(one["seen"], [rank["seen"] for rank in two])
-    parts = zip(*(rank["noise"] for rank in two), strict=True)
-    for whole, halves in zip(one["noise"], parts, strict=True):
-        assert torch.equal(whole, torch.cat(halves))
-
-
-@every_model
-def test_two_ranks_go_on_with_the_sample_order_of_one(name, ranks):
-    one, two = ranks(name)
-    elastic = [rank["elastic"] for rank in two]
-    assert 0 < len(elastic[0]) < len(one["seen"])
-    assert_same_samples(one["seen"][-len(elastic[0]) :], elastic)
-
-
-def assert_same_samples(whole: list, halves: list[list]) -> None:
-    for (position, batch), *parts in zip(whole, *halves, strict=True):
-        assert all(part[0] == position for part in parts)
-        for key, values in batch.items():
-            assert torch.equal(values, torch.cat([part[1][key] for part in parts]))
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -531,10 +326,6 @@ def test_a_model_takes_every_condition_that_it_offers_and_no_other(name, sprites
         assert images.shape[0] == 2
     with pytest.raises(ValueError, match="takes no"):
         model.encode_condition(nothing_of_the_kind=1)
-
-
-def progress_at_end(model: GenerativeModel) -> Progress:
-    return Progress(1, 4096, model.stages(4096, BATCH)[-1], 1.0)
 
 
 @every_model
