@@ -187,13 +187,12 @@ class PuzzleGAN(GenerativeModel):
 
         Between the two phases of a step its weights stay as they are.
         """
-        follows = progress.step % self.config.discriminator_steps == 0
-        self.generator.requires_grad_(follows)
-        with torch.set_grad_enabled(follows):
-            read = self.generator.read(patches)
-        if follows:
-            scratch["read"] = read
-        return read
+        if progress.step % self.config.discriminator_steps:
+            with torch.no_grad():
+                return self.generator.read(patches)
+        self.generator.requires_grad_(True)  # the trainer has it off in the discriminator's phase
+        scratch["read"] = self.generator.read(patches)
+        return scratch["read"]
 
     def _discriminator_step(self, images: Tensor, read: Reading, mask: Tensor, z: Tensor, noise: Noise) -> StepOutput:
         with torch.no_grad():
