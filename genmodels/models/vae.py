@@ -78,8 +78,8 @@ class ImageLikelihood(nn.Module):
         if self.kind == "bernoulli":
             logits = self.decoder(latents).float()
             return -F.binary_cross_entropy_with_logits(logits, (images + 1) / 2, reduction="none").flatten(1).sum(1)
-        scaled = (images - self.mean(latents).float()) * torch.exp(-self.log_sigma)
-        return (-0.5 * scaled.square() - self.log_sigma - 0.5 * LOG_2PI).flatten(1).sum(1)
+        squares = (images - self.mean(latents).float()).square().flatten(1).sum(1)
+        return -0.5 * squares * torch.exp(-2 * self.log_sigma) - images[0].numel() * (self.log_sigma + 0.5 * LOG_2PI)
 
 
 class VAE(ReconstructingModel):
