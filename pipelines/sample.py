@@ -47,6 +47,8 @@ def main(
         raise UserError("nowhere to write: give --out grid.png, --each DIR, or both")
     if interpolate and traverse:
         raise UserError("--interpolate and --traverse are two different pictures; choose one")
+    if traverse and num:
+        raise UserError(f"--traverse draws a row for each code or coordinate, of {STEPS} images; leave out --num {num}")
     if source and (interpolate or traverse):
         walk = "--interpolate" if interpolate else "--traverse"
         raise UserError(f"{walk} moves latents, and what --source gives needs none; leave out one of them")

@@ -57,6 +57,7 @@ def size(path: Path) -> tuple[int, int]:
         ("vae", "--source", __file__): ["not an image"],
         ("cyclegan", "--interpolate"): ["cyclegan", "latent"],
         ("gan", "--interpolate", "--traverse"): ["choose one"],
+        ("infogan", "--traverse", "--num", "4"): ["--traverse", "--num 4"],
         ("vae", "--source", "PICTURES", "--interpolate"): ["--source", "--interpolate"],
         ("vae", "--source", "PICTURES", "--traverse"): ["--source", "--traverse"],
     }.items(),
