@@ -1,9 +1,9 @@
 """What the house costs: a whole training (Ray, loader, averaging, logs, MLflow, checkpoints) against the bare step.
 
-A is `pipelines/train.py` in a project of its own, images/s between its second and its last log (after the first come the
-scores of the untrained networks, which are part of the start); B repeats the same model's step on batches in memory,
-without averaging, logs or checkpoints. A and B alternate; a ratio is that of two
-neighbours. A last row is the steps around one that saves a checkpoint, against it.
+A is `pipelines/train.py` in a project of its own, images/s between its second and its last log (after the first come
+the scores of the untrained networks, which are part of the start); B repeats the same model's step on batches in
+memory, without averaging, logs or checkpoints. A and B alternate; a ratio is that of two neighbours. A last row is the
+steps around one that saves a checkpoint, against it.
 """
 
 from __future__ import annotations
