@@ -1,9 +1,8 @@
 """What the house costs: a whole training (Ray, loader, averaging, logs, MLflow, checkpoints) against the bare step.
 
-A is `pipelines/train.py` in a project of its own, images/s between its second and its last log (after the first come
-the scores of the untrained networks, which are part of the start); B repeats the same model's step on batches in
-memory, without averaging, logs or checkpoints. A and B alternate; a ratio is that of two neighbours. A last row is the
-steps around one that saves a checkpoint, against it.
+A is `pipelines/train.py` in a project of its own, images/s between its first and its last log; B repeats the same
+model's step on batches in memory, without averaging, logs or checkpoints. A and B alternate; a ratio is that of two
+neighbours. A last row is the steps around one that saves a checkpoint, against it.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def whole(root: Path, model: str, seed: int) -> float:
     command = [sys.executable, "-m", "pipelines.train", "--model", model, *options]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     newest = max((root / "data/runs").glob(f"{model}-*/events.jsonl"), key=os.path.getmtime)
-    logs = [event for event in read_events(newest)[0] if event["type"] == "log"][1:]
+    logs = [event for event in read_events(newest)[0] if event["type"] == "log"]
     return (logs[-1]["num_images"] - logs[0]["num_images"]) / (logs[-1]["time"] - logs[0]["time"])
 
 

@@ -43,6 +43,7 @@ class Hooks:
     log: Callable[[Row], None] = lambda row: None
     save: Callable[[int, dict[str, Any]], None] = lambda num_images, state: None
     snapshot: Callable[[GenerativeModel, Progress], None] = lambda model, progress: None
+    begun: Callable[[], None] = lambda: None  # after the first step: what that need not wait for
 
 
 @dataclass
@@ -223,6 +224,10 @@ class Trainer:
         log = save or snapshot or self._crossed(config.log_every)
         if log:
             self._log()  # before a checkpoint too, so that a resumed training logs the same intervals
+        if self.step == 1:
+            before = time.perf_counter()
+            self.hooks.begun()
+            self._interval.start += time.perf_counter() - before
         if snapshot:
             self.hooks.snapshot(self.ema, self.progress())
         if save:

@@ -185,10 +185,12 @@ def _hooks(run: Run, log: EventLog, judge: Judge, checkpoints: Checkpoints) -> H
     def log_row(row: dict) -> None:
         log.add("log", row["num_images"], values={key: value for key, value in row.items() if key != "num_images"})
         checkpoints.check()  # a disk that is full need not wait for the next checkpoint to be told
+
+    def begun() -> None:
         while put_off:
             put_off.pop()()
 
-    return Hooks(log=log_row, save=save, snapshot=snapshot)
+    return Hooks(log=log_row, save=save, snapshot=snapshot, begun=begun)
 
 
 def _best_before(run: Run, model: GenerativeModel, num_images: int) -> float | None:

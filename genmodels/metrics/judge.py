@@ -65,16 +65,16 @@ class Judge:
         return model.condition(self.held_out(size)[0])
 
     def draw(self, sampler: Sampler) -> Tensor:
-        """The samples to be scored, one a held-out image, always of the same seed; on the judge's device."""
+        """The samples to be scored, one a held-out image, always of the same seed; on the CPU."""
         model, size = sampler.model, sampler.progress.stage.image_size
         num, conditions = len(self.reals(model, size)), self.conditions(model, size)
-        return sampler.sample(num, self.config.evaluation.seed + 1, conditions).to(self.device)
+        return sampler.sample(num, self.config.evaluation.seed + 1, conditions)
 
     def score(self, model: GenerativeModel, samples: Tensor) -> dict[str, float]:
         """All scores of a model's samples [N, C, S, S]; NaN for the model's metric if one is not finite."""
         if not torch.isfinite(samples).all():
             return {model.metric.name: math.nan}  # never the best, and the training goes on
-        reals = self.reals(model, samples.shape[-1]).to(self.device)
+        reals, samples = (images.to(self.device) for images in (self.reals(model, samples.shape[-1]), samples))
         return evaluate(reals, samples, self.extractor, self.config.evaluation.seed)
 
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:

@@ -298,6 +298,7 @@ def events(start: dict | None = None, **train) -> tuple[list, dict[int, dict]]:
         log=lambda row: happened.append(("log", {k: v for k, v in row.items() if k != "images_per_second"})),
         save=save,
         snapshot=lambda model, progress: happened.append(("snapshot", progress.num_images)),
+        begun=lambda: happened.append(("begun", None)),
     )
     draws = lambda phase, progress, batch, noise: noise.normal(1).sum()  # noqa: E731
     trainer = make(Toy(gradient=draws), hooks, **train)
@@ -321,6 +322,14 @@ def test_events_come_at_multiples_of_their_intervals_in_images():
     assert [value for kind, value in happened if kind == "snapshot"] == [0, 40, 56]
     assert [value for kind, value in happened if kind == "save"] == [24, 48, 56]
     assert [value["num_images"] for kind, value in happened if kind == "log"] == [16, 24, 32, 40, 48, 56]
+    assert [kind for kind, _ in happened].index("begun") == 1  # after the untrained networks' snapshot
+
+
+def test_the_first_step_is_told_once_and_before_what_is_kept_of_it():
+    happened, states = events(num_images=48, batch_size=8, log_every=8, checkpoint_every=8, snapshot_every=8)
+    assert [kind for kind, _ in happened[:5]] == ["snapshot", "log", "begun", "snapshot", "save"]
+    resumed, _ = events(states[8], num_images=48, batch_size=8, log_every=8, checkpoint_every=8, snapshot_every=8)
+    assert "begun" not in [kind for kind, _ in resumed]
 
 
 def test_a_log_row_is_the_mean_over_its_interval():
