@@ -181,6 +181,7 @@ class Trainer:
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         check = total.detach()
+        # Buffers in the last phase alone: one that comes later may still need them for what it kept in `scratch`.
         distributed.average([*gradients, check, *(self._shared_buffers() if last else ())])
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         optimizer = self.optimizers[phase.name]
