@@ -3,7 +3,10 @@
 import signal
 
 import typer
+from conftest import Project
 from typer.testing import CliRunner, Result
+
+from pipelines.run import Run
 
 
 def call(command, *arguments: object) -> Result:
@@ -30,3 +33,9 @@ def refused(command, *arguments: object) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def runs(project: Project, model: str) -> list[Run]:
+    """The trainings of a model in a project, oldest first."""
+    folders = sorted(project.runs.glob(f"{model}-*"), key=lambda folder: (folder / "run.json").stat().st_ctime)
+    return [Run(folder) for folder in folders]

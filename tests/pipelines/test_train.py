@@ -1,6 +1,5 @@
-"""The commands end to end, in a project of their own with tiny trainings."""
+"""The commands end to end, in a project of their own with tiny trainings; test_train_refusals has what starts none."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from commands import call, refused, succeed
+from commands import call, refused, runs, succeed
 from conftest import Project
 
 from genmodels import export
@@ -39,11 +37,6 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two spin where the cores are shared
 MODULE = [sys.executable, "-m", "pipelines.train"]
 
 
-def runs(project: Project, model: str) -> list[Run]:
-    folders = sorted(project.runs.glob(f"{model}-*"), key=lambda folder: (folder / "run.json").stat().st_ctime)
-    return [Run(folder) for folder in folders]
-
-
 def of_type(run: Run, kind: str) -> list[dict]:
     return [event for event in run.events() if event["type"] == kind]
 
@@ -62,95 +55,6 @@ def vae(project) -> Run:
     succeed(train, "--model", "vae", "--out", project.root / "data/models/vae")
     (run,) = runs(project, "vae")
     return run
-
-
-# --- before anything starts ------------------------------------------------------------------------------------------
-
-
-def test_a_data_set_too_small_to_score_is_refused_before_it_is_trained_on(sprites_data):
-    few = dataclasses.replace(sprites_data.spec, domains=(), num_test=3)
-    with pytest.raises(ValueError, match="sprites holds out 3 of the 4 images .* raise datasets.sprites.holdout"):
-        train._check_judged(few)
-    train._check_judged(dataclasses.replace(few, num_test=4))
-    train._check_judged(dataclasses.replace(few, num_test=0))  # the training images are scored with
-
-
-def test_auto_leaves_each_worker_a_share_to_train_on(monkeypatch):
-    monkeypatch.setattr(cluster, "_num_gpus", lambda compute: 8)
-    auto = ComputeConfig(num_workers="auto")
-    assert [cluster.resolve(auto, [8, 4], least).num_workers for least in (1, 2, 8)] == [4, 2, 1]
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    {
-        ("--model", "vea"): ["'vea'", "did you mean 'vae'?", "choices:"],
-        ("--model", "vae", "--set", "models.vae.latent_dmi=3"): ["latent_dmi", "did you mean 'latent_dim'?"],
-        ("--model", "vae", "--set", "models.vae.latent_dim"): ["expected key=value"],
-        ("--model", "vae", "--set", "models.vae.lr=0"): ["models.vae.lr", "greater than 0", "got 0"],
-        ("--model", "vae", "--recipe", "wied"): ["unknown recipe of vae 'wied'", "did you mean 'wide'?"],
-        ("--model", "vae", "--set", "models.vae.train.image_size=12"): ["image_size 12", "sizes 4, 8, 16"],
-        ("--model", "vae", "--set", "models.vae.train.domain=C"): ["domain 'C'", "domains A, B"],
-        ("--model", "vae", "--num-workers", "3"): ["batch_size 16", "does not divide by 3 workers"],
-        ("--model", "vae", "--set", "evaluation.extractor=inception.pt"): [
-            "evaluation.extractor inception.pt",
-            "no file",
-        ],
-        ("--model", "infogan", "--num-workers", "16"): ["too small", "needs 2 images a worker"],
-        ("--model", "vae", "--set", "models.vae.iw_samples=5", "--set", "models.vae.beta=4"): ["beta 4 has no effect"],
-        ("--model", "progan", "--set", "models.progan.train.num_images=99"): ["99 images are too few to grow"],
-        ("--model", "dcgan", "--set", "models.dcgan.penalty=gp"): ["discriminator_norm"],
-    }.items(),
-    ids=lambda value: " ".join(value[2:]) if isinstance(value, tuple) else "",
-)
-def test_a_wrong_setting_is_one_line_and_starts_nothing(arguments, words, project):
-    line = refused(train, *arguments)
-    assert all(word in line for word in words), line
-    assert not list(project.root.glob("mlflow.db")) or not runs(project, arguments[1])
-
-
-def test_a_refused_command_shows_no_traceback(project):
-    arguments = ["--model", "vae", "--set", "models.vae.latent_dmi=3"]
-    result = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: models.vae.latent_dmi") and result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("out", [".", "..", "data", "data/runs", "data/runs/mine", "data/shards/sprites", "data/raw"])
-def test_an_out_that_would_replace_the_project_or_its_data_is_refused(out, project, monkeypatch):
-    (project.root / "data/raw").mkdir(exist_ok=True)
-    monkeypatch.chdir(project.root)
-    assert f"--out {out} " in refused(train, "--model", "vae", "--out", out)
-    assert not project.runs.exists() or not runs(project, "vae")
-
-
-def test_an_out_that_holds_what_no_training_wrote_is_refused(project, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/run.json").write_text("{}")
-    for out in ("mine", "mine/run.json", "mine/run.json/below"):
-        line = refused(train, "--model", "vae", "--out", tmp_path / out)
-        assert "run.json" in line and "--out" in line
-    assert "gan" in refused(train, "--model", "vae,mine", "--out", tmp_path)
-    assert (tmp_path / "mine/run.json").read_text() == "{}"
-    assert "/dev/null is no folder" in refused(train, "--model", "vae", "--dry-run", "--out", "/dev/null/x")
-
-
-def test_a_dry_run_shows_the_plan_and_starts_nothing(project):
-    def files():
-        return {path for path in project.root.rglob("*") if path.is_file() and path.suffix != ".lock"}
-
-    before = files()
-    output = succeed(train, "--model", "progan", "--dry-run")
-    for words in ("progan on sprites", "generator: ", "stage 4 hold: 48 images of 4 px, batch 16", "stage 16 hold"):
-        assert words in output
-    assert files() == before
-
-
-def test_the_printed_configuration_is_the_resolved_one(project):
-    printed = yaml.safe_load(succeed(train, "--model", "vae", "--recipe", "wide", "--print-config"))
-    config = load_params(project.root / "params.yaml").run("vae", "wide")
-    assert printed == config.to_json()
-    assert (printed["settings"]["width"], printed["train"]["seed"], printed["settings"]["beta"]) == (8, 7, 1.0)
 
 
 # --- a training and what it leaves -----------------------------------------------------------------------------------
