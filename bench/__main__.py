@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bench.end_to_end import end_to_end_rows
-from bench.loader import loader_rows
+from bench.loader import loader_rows, stage_rows
 from bench.report import Row, conclude, show
 from bench.start_up import start_up_rows
 from bench.steps import limit_rows, memory_rows, sampling_rows, step_rows
@@ -35,6 +35,7 @@ def rows(only: str, rounds: int) -> Iterator[Row]:
         yield from memory_rows(only, rounds, precision)
     yield from limit_rows(only, rounds)
     yield from loader_rows(only, rounds)
+    yield from stage_rows(only, rounds)
     yield from end_to_end_rows(only, min(rounds, 3))
 
 

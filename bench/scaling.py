@@ -1,8 +1,9 @@
 """Ranks on this machine against docs/scaling.md: the step's time without and with averaging, and the averaging alone.
 
-    python -m bench.scaling
+    python -m bench.scaling [--device cuda]
 
 Every rank has one thread and the same batch of its own, so that a perfect machine takes as long with four as with one.
+On a GPU all ranks share the first one, over gloo: that shows that they can, not what several would give.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import typer
 
 from bench.cases import Case, progan
+from bench.gpu import wait
 from genmodels import distributed
 
 CASES = [  # the batch is a rank's own
@@ -31,7 +34,7 @@ NUM_STEPS = 12
 RANKS = (1, 2, 4)
 
 
-def main() -> None:
+def main(device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the ranks train")] = "cpu") -> None:
     """Prints a line a case and number of ranks; the speed-up is in images/s over one rank's."""
     print(
         "| model | ranks | speed-up | parameters, MB | step, ms | all-reduce of a step, ms | share |\n"
@@ -41,7 +44,7 @@ def main() -> None:
         alone = 0.0
         for num_ranks in RANKS:
             with tempfile.TemporaryDirectory() as folder:
-                mp.spawn(_rank, (num_ranks, case, folder), nprocs=num_ranks)
+                mp.spawn(_rank, (num_ranks, case, folder, device), nprocs=num_ranks)
                 step, average, size = json.loads(Path(folder, "0.json").read_text())
             alone = alone or step
             print(
@@ -51,30 +54,31 @@ def main() -> None:
             )
 
 
-def _rank(rank: int, num_ranks: int, case: Case, folder: str) -> None:
+def _rank(rank: int, num_ranks: int, case: Case, folder: str, device: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
-    trainer = replace(case, batch_size=num_ranks * case.batch_size).trainer()
-    batch = {"image": torch.rand(case.batch_size, 3, case.image_size, case.image_size) * 2 - 1}
+    trainer = replace(case, batch_size=num_ranks * case.batch_size).trainer(device=device)
+    batch = {"image": torch.rand(case.batch_size, 3, case.image_size, case.image_size, device=device) * 2 - 1}
     gradients = [[torch.zeros_like(p) for p in parameters] for parameters in trainer.parameters.values()]
 
     def average() -> None:
         for each in gradients:
             distributed.average(each)
 
-    times = [(_timed(lambda: trainer.train_step(batch)), _timed(average)) for _ in range(NUM_STEPS)][2:]
+    times = [(_timed(lambda: trainer.train_step(batch), device), _timed(average, device)) for _ in range(NUM_STEPS)][2:]
     step, averaging = (statistics.median(each) for each in zip(*times, strict=True))
     size = sum(gradient.nbytes for each in gradients for gradient in each) / 1e6
     Path(folder, f"{rank}.json").write_text(json.dumps([step, averaging, size]))
     dist.destroy_process_group()
 
 
-def _timed(action: Any) -> float:
+def _timed(action: Any, device: str) -> float:
     dist.barrier()
     start = time.perf_counter()
     action()
+    wait(torch.device(device))
     return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -24,7 +24,8 @@ class Script(nn.Module):
     def step(self, batch):
         images = batch["image"]
         reconstruct, discriminate, regularise = self.optimizers
-        ones, zeros = torch.ones(len(images), 1), torch.zeros(len(images), 1)
+        ones = torch.ones(len(images), 1, device=images.device)
+        zeros = torch.zeros_like(ones)
 
         codes = self.encoder(images)
         error = F.mse_loss(torch.tanh(self.decoder(codes)), images)
@@ -32,7 +33,7 @@ class Script(nn.Module):
         error.backward()
         reconstruct.step()
 
-        prior = torch.randn(codes.shape)
+        prior = torch.randn_like(codes)
         loss_d = F.binary_cross_entropy_with_logits(self.discriminator(prior), ones)
         loss_d = loss_d + F.binary_cross_entropy_with_logits(self.discriminator(codes.detach()), zeros)
         discriminate.zero_grad()

@@ -20,17 +20,18 @@ class Script(nn.Module):
     def step(self, batch):
         real = batch["image"]
         optimizer_d, optimizer_g = self.optimizers
-        ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        ones = torch.ones(len(real), 1, device=real.device)
+        zeros = torch.zeros_like(ones)
 
         with torch.no_grad():
-            fake = self.generator(2 * torch.rand(len(real), self.latent_dim) - 1)
+            fake = self.generator(2 * torch.rand(len(real), self.latent_dim, device=real.device) - 1)
         loss_d = F.binary_cross_entropy_with_logits(self.discriminator(real), ones)
         loss_d = loss_d + F.binary_cross_entropy_with_logits(self.discriminator(fake), zeros)
         optimizer_d.zero_grad()
         loss_d.backward()
         optimizer_d.step()
 
-        fake = self.generator(2 * torch.rand(len(real), self.latent_dim) - 1)
+        fake = self.generator(2 * torch.rand(len(real), self.latent_dim, device=real.device) - 1)
         loss_g = F.binary_cross_entropy_with_logits(self.discriminator(fake), ones)
         optimizer_g.zero_grad()
         loss_g.backward()

@@ -40,9 +40,9 @@ class Script(nn.Module):
             torch.optim.Adam(self.generator.parameters(), 1e-3, betas=(0.5, 0.999)),
         ]
 
-    def draw(self, num):
-        category = torch.randint(self.num_categories, (num,))
-        rest = 2 * torch.rand(num, self.noise_dim + self.num_continuous) - 1
+    def draw(self, num, device):
+        category = torch.randint(self.num_categories, (num,), device=device)
+        rest = 2 * torch.rand(num, self.noise_dim + self.num_continuous, device=device) - 1
         noise, codes = rest.split([self.noise_dim, self.num_continuous], dim=1)
         return torch.cat([noise, F.one_hot(category, self.num_categories).float(), codes], 1), category, codes
 
@@ -55,9 +55,10 @@ class Script(nn.Module):
     def step(self, batch):
         real = batch["image"]
         optimizer_d, optimizer_g = self.optimizers
-        ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        ones = torch.ones(len(real), 1, device=real.device)
+        zeros = torch.zeros_like(ones)
 
-        z, category, codes = self.draw(len(real))
+        z, category, codes = self.draw(len(real), real.device)
         with torch.no_grad():
             fake = self.generator(z)
         real_logits, fake_logits, parameters = self.discriminator(real, fake)
@@ -68,7 +69,7 @@ class Script(nn.Module):
         loss_d.backward()
         optimizer_d.step()
 
-        z, category, codes = self.draw(len(real))
+        z, category, codes = self.draw(len(real), real.device)
         _, fake_logits, parameters = self.discriminator(real, self.generator(z))
         loss_g = F.binary_cross_entropy_with_logits(fake_logits, ones) - self.information(parameters, category, codes)
         optimizer_g.zero_grad()

@@ -64,7 +64,7 @@ def translator(in_channels, out_channels, width, num_blocks, padding, affine, k)
 
 
 def gradient_penalty(critic, real, fake, target=1.0):
-    alpha = torch.rand(len(real), 1, 1, 1)
+    alpha = torch.rand(len(real), 1, 1, 1, device=real.device)
     between = (real + alpha * (fake - real)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return ((gradient.flatten(1).norm(dim=1) - target) ** 2).mean() / target**2

@@ -107,7 +107,7 @@ class Script(nn.Module):
         optimizer_d, optimizer_g = self.optimizers
 
         with torch.no_grad():
-            fake = self.generator(torch.randn(len(real), self.latent_dim))
+            fake = self.generator(torch.randn(len(real), self.latent_dim, device=real.device))
         real_score = self.critic(real)
         loss_d = self.critic(fake).mean() - real_score.mean() + 1e-3 * (real_score**2).mean()
         loss_d = loss_d + 10 * gradient_penalty(self.critic, real, fake)
@@ -115,7 +115,7 @@ class Script(nn.Module):
         loss_d.backward()
         optimizer_d.step()
 
-        loss_g = -self.critic(self.generator(torch.randn(len(real), self.latent_dim))).mean()
+        loss_g = -self.critic(self.generator(torch.randn(len(real), self.latent_dim, device=real.device))).mean()
         optimizer_g.zero_grad()
         loss_g.backward()
         optimizer_g.step()

@@ -82,10 +82,10 @@ class Script(nn.Module):
 
     def discriminator_step(self, images, boxes):
         patches, mask = cut(images, boxes), union(boxes, images.shape[-1])
-        z = 2 * torch.rand(len(images), self.noise_dim) - 1
+        z = 2 * torch.rand(len(images), self.noise_dim, device=images.device) - 1
         with torch.no_grad():
             fake, _ = self.generator(patches, z)
-        order = torch.rand(len(images)).argsort()
+        order = torch.rand(len(images), device=images.device).argsort()
         strangers = images[order.roll(1)[order.argsort()]]
         loss = F.softplus(-self.discriminator(images)).mean() + F.softplus(self.discriminator(fake)).mean()
         loss = loss + F.softplus(self.discriminator(strangers * mask + images * (1 - mask))).mean()
@@ -97,7 +97,8 @@ class Script(nn.Module):
 
     def generator_step(self, images, boxes):
         patches, mask = cut(images, boxes), union(boxes, images.shape[-1])
-        image, guess = self.generator(patches, 2 * torch.rand(len(images), self.noise_dim) - 1)
+        z = 2 * torch.rand(len(images), self.noise_dim, device=images.device) - 1
+        image, guess = self.generator(patches, z)
         loss = F.softplus(-self.discriminator(image)).mean()
         loss = loss + self.weight * ((guess - mask).abs().sum() + (image * guess - images * mask).abs().sum())
         self.optimizers[1].zero_grad()

@@ -51,7 +51,7 @@ class Script(nn.Module):
         images, own = batch["image"], batch["attributes"]
         optimizer_d, optimizer_g = self.optimizers
 
-        target = own[torch.rand(len(own)).argsort()]
+        target = own[torch.rand(len(own), device=own.device).argsort()]
         with torch.no_grad():
             fake = self.generator(images, target)
         real_score, logits = self.discriminator(images)
@@ -63,7 +63,7 @@ class Script(nn.Module):
         losses = [loss_d]
 
         if self.num_steps % 5 == 0:
-            target = own[torch.rand(len(own)).argsort()]
+            target = own[torch.rand(len(own), device=own.device).argsort()]
             fake = self.generator(images, target)
             score, logits = self.discriminator(fake)
             back = F.l1_loss(self.generator(fake, own), images)

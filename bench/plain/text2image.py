@@ -63,10 +63,10 @@ class Script(nn.Module):
         ]
 
     def draw(self, captions):
-        drawn = torch.randint(captions.shape[1], (len(captions),))
+        drawn = torch.randint(captions.shape[1], (len(captions),), device=captions.device)
         with torch.no_grad():
             text = self.text_encoder(captions[torch.arange(len(captions)), drawn])
-        return text, torch.randn(len(captions), self.latent_dim)
+        return text, torch.randn(len(captions), self.latent_dim, device=captions.device)
 
     def step(self, batch):
         images, captions = batch["image"], batch["caption"]
