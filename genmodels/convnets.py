@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["reflect", "zeros"]
@@ -87,16 +88,34 @@ class Decoder(nn.Module):
         return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm == "batch" else [nn.ReLU(inplace=True)]
 
 
+class PaddedConv2d(nn.Conv2d):
+    """nn.Conv2d whose reflection padding has a gradient that adds in a fixed order: torch's, on a GPU, has not."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
+        if self.padding_mode != "reflect":
+            return super().forward(maps)
+        return F.conv2d(reflected(maps, int(self.padding[0])), self.weight, self.bias)
+
+
+def reflected(maps: Tensor, num: int) -> Tensor:
+    """F.pad(maps, [num] * 4, "reflect") of maps [B, C, H, W], by slices."""
+    for dim in (2, 3):
+        before, after = maps.narrow(dim, 1, num), maps.narrow(dim, maps.shape[dim] - 1 - num, num)
+        maps = torch.cat([before.flip(dim), maps, after.flip(dim)], dim)
+    return maps
+
+
 class ResidualBlock(nn.Module):
     """x + f(x) with f two 3x3 convolutions under instance normalisation (Johnson et al. 2016)."""
 
     def __init__(self, channels: int, padding: Padding, affine: bool):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
+            PaddedConv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
             nn.InstanceNorm2d(channels, affine=affine),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
+            PaddedConv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
             nn.InstanceNorm2d(channels, affine=affine),
         )
 
@@ -130,7 +149,7 @@ class ResNetTranslator(nn.Module):
         k, odd = scaling_kernel, scaling_kernel % 2
 
         def outer(before: int, after: int, bias: bool) -> nn.Module:
-            return nn.Conv2d(before, after, outer_kernel, padding=outer_kernel // 2, padding_mode=padding, bias=bias)
+            return PaddedConv2d(before, after, outer_kernel, padding=outer_kernel // 2, padding_mode=padding, bias=bias)
 
         def after(channels: int) -> list[nn.Module]:
             return [nn.InstanceNorm2d(channels, affine=affine), nn.ReLU(inplace=True)]

@@ -78,7 +78,9 @@ class PixelNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape."""
-        return features * torch.rsqrt(features.square().mean(dim=1, keepdim=True) + self.eps)
+        # A product, as autocast on CUDA would take a square, and with it whole maps, to fp32.
+        mean_square = (features * features).mean(dim=1, keepdim=True).float()
+        return features * torch.rsqrt(mean_square + self.eps).to(features.dtype)
 
 
 def minibatch_stddev(maps: Tensor, group_size: int, eps: float = 1e-8) -> Tensor:
@@ -103,7 +105,7 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 def upsample2x(maps: Tensor) -> Tensor:
     """Doubles the image size by nearest neighbours."""
-    return F.interpolate(maps, scale_factor=2.0, mode="nearest")
+    return F.interpolate(maps, scale_factor=2.0, mode="nearest").to(maps.dtype)  # autocast on CUDA makes fp32 of it
 
 
 def downsample2x(maps: Tensor) -> Tensor:

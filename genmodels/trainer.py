@@ -139,7 +139,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that bit-exact resume needs; a collective call, complete on rank 0."""
-        own = {name: buffer for name, buffer in self.model.named_buffers() if self._is_rank_buffer(name)}
+        # On the host: a tensor of another rank's GPU would be read back to a GPU of that number, if there is one.
+        own = {name: buffer.cpu() for name, buffer in self.model.named_buffers() if self._is_rank_buffer(name)}
         return {
             "model": self.model.state_dict(),
             "ema": {name: getattr(self.ema, name).state_dict() for name in self.model.ema_nets},
@@ -318,8 +319,10 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether networks run in bf16: as asked, or, with 'auto', on GPUs that have it."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """Whether networks run in bf16: as asked, or, with 'auto', on GPUs that have it (older ones emulate it slowly)."""
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _parameters(model: nn.Module, nets: Iterable[str]) -> Iterator[nn.Parameter]:

@@ -60,10 +60,11 @@ class CodeEncoder(Encoder):
     def train(self, mode: bool = True) -> CodeEncoder:
         """Towards sampling, the moments become the axes of the Gaussian that `draw` draws from."""
         super().train(mode)
-        if not mode:
-            mean = self.first.double()
-            variances, axes = torch.linalg.eigh(self.second.double() - torch.outer(mean, mean))
-            self.axes = variances.clamp(min=0).sqrt()[:, None] * axes.T  # running moments may give slightly below 0
+        if not mode and not self.first.is_meta:
+            first, second = self.first.double().cpu(), self.second.double().cpu()  # a GPU's axes have other signs
+            variances, axes = torch.linalg.eigh(second - torch.outer(first, first))
+            scaled = variances.clamp(min=0).sqrt()[:, None] * axes.T  # running moments may give slightly below 0
+            self.axes = scaled.to(self.first.device)
         return self
 
     def draw(self, normal: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 from conftest import TINY_MODELS, Prepared
+from cuda_autocast import cuda_rules
 from trainings import (
     BATCH,
     NUM_IMAGES,
@@ -47,7 +48,7 @@ LEARNING = {  # over the tiny settings: enough to learn a handful of images in 1
     "progan": {"lr": 5e-3},
 }
 
-CONDITIONED = {"aae": {"use_labels": True}}  # settings under which more conditions are offered
+CONDITIONED = {"aae": {"use_labels": True, "prior": "mixture"}}  # settings under which more conditions are offered
 
 
 class Uninterrupted:
@@ -152,9 +153,11 @@ def test_no_step_waits_for_the_device(name, sprites_data, monkeypatch):
 
 
 @every_model
-def test_bf16_trains_finite_weights_of_fp32(name, sprites_data):
+@pytest.mark.parametrize("rules", [nullcontext, cuda_rules], ids=["the processor's rules", "a GPU's rules"])
+def test_bf16_trains_finite_weights_of_fp32(name, rules, sprites_data):
     trainer = make_trainer(name, sprites_data, precision="bf16", checkpoint_every=NUM_IMAGES)
-    trainer.run()
+    with rules():
+        trainer.run()
     for key, value in [*trainer.model.state_dict().items(), *trainer.ema.state_dict().items()]:
         assert value.dtype != torch.bfloat16 and value.isfinite().all(), key
 

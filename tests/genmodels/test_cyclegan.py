@@ -1,6 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+from genmodels.convnets import reflected
 from genmodels.data.fields import DataSpec
 from genmodels.model import Noise, Progress, Stage
 from genmodels.models.cyclegan import CycleGAN, CycleGANConfig, ImagePool, PatchDiscriminator
@@ -57,6 +59,16 @@ def test_a_pool_carries_no_gradient_and_stays_apart_from_the_fakes():
 
 
 # --- networks and losses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_reflection_by_slices_is_reflection_padding(num):
+    ours, torchs = (torch.arange(98.0).view(1, 2, 7, 7).requires_grad_() for _ in range(2))
+    padded = reflected(ours, num), F.pad(torchs, [num] * 4, "reflect")
+    assert torch.equal(*padded)
+    for each in padded:
+        (each * torch.arange(float(each.numel())).view_as(each)).sum().backward()
+    torch.testing.assert_close(ours.grad, torchs.grad)
 
 
 def test_a_patch_of_three_layers_is_70_pixels_wide():
