@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
@@ -194,6 +196,9 @@ class GenerativeModel(nn.Module):
     def __init__(self, config: Strict, data: DataSpec):
         super().__init__()
         self.config, self.data = config, data
+
+    def check_attributes(self, attributes: NDArray[np.float32]) -> None:
+        """ValueError where the training images' attributes [N, A] of 0 and 1 are not as the settings say."""
 
     def place(self, device: torch.device | str) -> Self:
         """Moves the networks to the device, their convolutions into the layout that is fastest there."""

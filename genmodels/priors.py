@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
-NUM_MODES = 10  # of the mixture
 
 
 def gaussian(normal: Tensor, place: Tensor) -> Tensor:
@@ -28,12 +27,12 @@ def uniform(normal: Tensor, place: Tensor) -> Tensor:
     return torch.erf(normal / math.sqrt(2))  # 2 Phi(x) - 1
 
 
-def mixture(normal: Tensor, place: Tensor) -> Tensor:
-    """Ten long Gaussians around the origin, as petals, in the first two dimensions; N(0, 1) in the others.
+def mixture(normal: Tensor, place: Tensor, num_modes: int = 10) -> Tensor:
+    """Long Gaussians around the origin, as petals, in the first two dimensions; N(0, 1) in the others.
 
     Makhzani et al. 2016, figure 4a; radius 1.4, standard deviations 0.5 outwards and 0.1 across.
     """
-    angle = (place * NUM_MODES).floor() * (2 * math.pi / NUM_MODES)
+    angle = (place * num_modes).floor() * (2 * math.pi / num_modes)
     along, across = 1.4 + 0.5 * normal[:, 0], 0.1 * normal[:, 1]
     x, y = along * angle.cos() - across * angle.sin(), along * angle.sin() + across * angle.cos()
     return torch.cat([torch.stack([x, y], 1), normal[:, 2:]], 1)
@@ -57,6 +56,7 @@ PRIORS: dict[PriorName, Callable[[Tensor, Tensor], Tensor]] = {
     "swiss_roll": swiss_roll,
 }
 assert tuple(PRIORS) == get_args(PriorName)
+IN_PLACES: tuple[PriorName, ...] = ("mixture", "swiss_roll")  # the others look the same wherever their place is
 
 
 def place_of_class(place: Tensor, labels: Tensor, num_classes: int) -> Tensor:

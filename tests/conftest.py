@@ -28,7 +28,7 @@ DATASET = {"source": "sprites", "image_size": 16, "num_images": 200, "shard_size
 TINY_MODELS = {  # settings that train in milliseconds; a model that is not named here trains with its defaults
     "autoencoder": {"latent_dim": 4, "width": 4},
     "vae": {"latent_dim": 4, "width": 4},
-    "aae": {"latent_dim": 3, "width": 4, "hidden": 16},
+    "aae": {"prior": "mixture", "latent_dim": 3, "width": 4, "hidden": 16},
     "gan": {"latent_dim": 8, "generator_hidden": 16, "discriminator_hidden": 16},
     "dcgan": {"latent_dim": 8, "width": 4, "discriminator_width": 4},
     "infogan": {"noise_dim": 4, "width": 4, "hidden_dim": 16, "q_dim": 8, "num_categories": 4},

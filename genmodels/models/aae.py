@@ -24,7 +24,7 @@ from genmodels.losses import discriminator_loss, generator_loss
 from genmodels.metrics.two_sample import classifier_accuracy, squared_mmd
 from genmodels.model import Batch, Noise, OptimizerConfig, Phase, Progress, Proof, ProofContext, StepOutput, Strict
 from genmodels.pictures import INK, class_colours, scatter
-from genmodels.priors import PRIORS, PriorName, place_of_class
+from genmodels.priors import IN_PLACES, PRIORS, PriorName, mixture, place_of_class
 from genmodels.reconstruction import ReconstructingModel
 from genmodels.schedules import linear_decay
 from genmodels.text import nearest
@@ -46,8 +46,11 @@ class AAEConfig(Strict):
 
     @model_validator(mode="after")
     def _prior_needs_a_plane(self) -> AAEConfig:
-        if self.prior in ("mixture", "swiss_roll") and self.latent_dim < 2:
+        if self.prior in IN_PLACES and self.latent_dim < 2:
             raise ValueError(f"prior {self.prior!r} lies in a plane: latent_dim must be at least 2")
+        if self.use_labels and self.prior not in IN_PLACES:
+            choices = ", ".join(IN_PLACES)
+            raise ValueError(f"use_labels: prior {self.prior!r} has no region for each class; choices: {choices}")
         return self
 
 
@@ -111,6 +114,8 @@ class AAE(ReconstructingModel):
         """Draws of p(z), or of p(z|label) where the batch has labels and the model uses them, [N, Z]."""
         if self.config.use_labels and "label" in batch:
             place = place_of_class(place, batch["label"], len(self.data.classes))
+        if self.config.use_labels and self.config.prior == "mixture":
+            return mixture(normal, place, len(self.data.classes))  # a mode a class
         return PRIORS[self.config.prior](normal, place)
 
     def _labelled(self, codes: Tensor, batch: Batch) -> Tensor:

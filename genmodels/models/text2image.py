@@ -157,7 +157,7 @@ class Text2Image(GenerativeModel):
         normalise(config.discriminator_norm, self.discriminator)
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
-        """Adam; beta1 0.5 for the two adversaries."""
+        """Adam, whose beta1 is 0.5 in the matching too."""
         adversary = OptimizerConfig(lr=self.config.lr, betas=(self.config.beta1, 0.999))
         matching = OptimizerConfig(lr=self.config.matching_lr)
         return {"matching": matching, "discriminator": adversary, "generator": adversary}
@@ -214,7 +214,8 @@ class Text2Image(GenerativeModel):
     def _embedded(self, captions: Tensor, noise: Noise) -> Tensor:
         """Embeddings [B, E] of captions [B, K, L]: of one drawn, or the average of all."""
         if self.config.captions == "average":
-            return self.text_encoder(captions).mean(1)
+            mean = self.text_encoder(captions).mean(1)
+            return F.normalize(mean, dim=1) * math.sqrt(mean.shape[1])  # as long as that of one caption
         drawn = noise.integers(captions.shape[1], len(captions))
         return self.text_encoder(captions[torch.arange(len(captions), device=captions.device), drawn])
 

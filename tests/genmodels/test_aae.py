@@ -10,7 +10,7 @@ from genmodels.data.fields import DataSpec
 from genmodels.metrics.two_sample import classifier_accuracy, squared_mmd
 from genmodels.model import Noise, ProofContext
 from genmodels.models.aae import AAE, AAEConfig
-from genmodels.priors import NUM_MODES, PRIORS, mixture, place_of_class
+from genmodels.priors import PRIORS, mixture
 
 CPU = torch.device("cpu")
 CLASSES = tuple("abcdefghij")
@@ -47,12 +47,13 @@ def test_the_uniform_prior_is_uniform():
     assert (latents.sort().values - expected).abs().max() < 0.06
 
 
-def test_the_mixture_has_ten_petals_that_point_outwards():
+@pytest.mark.parametrize("num_modes", [10, 3])
+def test_the_mixture_has_petals_that_point_outwards(num_modes):
     normal, place = draws(0)
-    latents = mixture(normal, place)
-    mode = (place * NUM_MODES).long()
-    for k in range(NUM_MODES):
-        angle = torch.tensor(2 * math.pi * k / NUM_MODES)
+    latents = mixture(normal, place, num_modes)
+    mode = (place * num_modes).long()
+    for k in range(num_modes):
+        angle = torch.tensor(2 * math.pi * k / num_modes)
         turned = latents[mode == k] @ torch.stack(
             [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
         )
@@ -68,9 +69,15 @@ def test_the_swiss_roll_is_even_along_its_length():
 
 def test_a_class_has_its_own_mode():
     normal, place = draws(0)
-    labels = torch.arange(4000) % 10
-    modes = (place_of_class(place, labels, 10) * NUM_MODES).long()
-    assert torch.equal(modes, labels)
+    model = build(use_labels=True, prior="mixture")
+    labels = torch.arange(4000) % len(CLASSES)
+    expected = mixture(normal, (labels + 0.5) / len(CLASSES), len(CLASSES))
+    assert torch.equal(model.prior(normal, place, {"label": labels}), expected)
+
+
+def test_labels_need_a_prior_with_places():
+    with pytest.raises(ValueError, match="prior 'uniform' has no region for each class; choices: mixture, swiss_roll"):
+        AAEConfig(prior="uniform", use_labels=True)
 
 
 def test_flat_priors_need_a_plane():
@@ -128,7 +135,7 @@ def test_with_labels_the_discriminator_sees_them_and_a_class_can_be_sampled():
 def test_conditions_that_cannot_be_met_are_refused_in_one_line():
     for settings, given, words in (
         ({}, {"label": "a"}, ("label", "source")),
-        ({"use_labels": True}, {"label": "z"}, ("'z'", "a, b, c")),
+        ({"use_labels": True, "prior": "swiss_roll"}, {"label": "z"}, ("'z'", "a, b, c")),
         ({}, {"source": torch.zeros(1, 3, 9, 9)}, ("[3, 9, 9]", "[3, 8, 8]")),
     ):
         with pytest.raises(ValueError) as error:

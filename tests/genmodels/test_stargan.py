@@ -5,7 +5,7 @@ from genmodels.convnets import ResNetTranslator
 from genmodels.data.fields import DataSpec
 from genmodels.metrics.features import train_extractor
 from genmodels.model import Noise, Progress, ProofContext, Stage
-from genmodels.models.stargan import StarGAN, StarGANConfig, attribute_loss
+from genmodels.models.stargan import StarGAN, StarGANConfig, _read_right, attribute_loss
 
 TINY = {"width": 4, "num_blocks": 1, "discriminator_width": 4}
 START = Progress(0, 0, Stage("train", 100, 16, 8), 0.0)
@@ -80,10 +80,21 @@ def test_changing_an_attribute_leaves_the_others_or_replaces_them(exclusive, exp
 def test_the_true_target_is_another_image_of_the_same_group():
     model = make()
     images, own = torch.rand(4, 3, 16, 16), torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0.0, 0, 0], [0.0, 0, 0]])
-    test = {"image": images, "attributes": own, "group": torch.tensor([0, 0, 1, 1])}  # group 1 shows one state alone
+    test = {"image": images, "attributes": own, "group": torch.tensor([0, 0, 1, 2])}
     context = ProofContext(test, test, False, images, lambda x: x, {}, [])
     (proof,) = model._target_proofs(context)
     assert proof.baseline == pytest.approx((images[0] - images[1]).abs().mean().item())
+    test["group"] = torch.tensor([0, 0, 1, 1])  # the last two differ, and not in their attributes: photographs, say
+    assert model._target_proofs(context) == []
+
+
+def test_a_judge_that_never_names_a_rare_attribute_cannot_judge_it():
+    own = torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]])
+    right = torch.tensor([[0.0, 1], [1, 1], [1, 1], [1, 1]])  # the first is taken for the second kind
+    target = torch.tensor([[1.0, 0]]).expand(4, 2)
+    translated = (target != own).any(1)
+    assert _read_right(right, own, target, translated, 0) == 0  # of three of four images that are read right
+    assert _read_right(right, own, 1 - own, torch.ones(4, dtype=torch.bool), 0) == 0.25
 
 
 def test_a_request_is_laid_over_what_the_discriminator_reads():

@@ -79,11 +79,13 @@ def test_interpolated_texts_add_a_term_to_the_generators_loss_alone():
     assert step(make(interpolation=None), "generator", captions).losses.keys() == {"adversarial"}
 
 
-def test_averaged_captions_are_the_mean_of_their_embeddings():
+def test_averaged_captions_are_the_mean_of_their_embeddings_and_as_long_as_one():
     model, captions = make(captions="average"), torch.randint(2, 7, (3, 2, 4))
     first, second = (model.text_encoder(captions[:, k]) for k in range(2))
     noise = Noise(0, 0, 0, torch.device("cpu"))
-    torch.testing.assert_close(model._embedded(captions, noise), (first + second) / 2)
+    mean, embedded = (first + second) / 2, model._embedded(captions, noise)
+    torch.testing.assert_close(F.normalize(embedded, dim=1), F.normalize(mean, dim=1))
+    torch.testing.assert_close(embedded.norm(dim=1), first.norm(dim=1))
 
 
 def test_a_caption_becomes_tokens_and_one_without_known_words_is_refused():
