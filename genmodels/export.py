@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,14 @@ class Sampler:
     @torch.no_grad()
     def decode(self, latents: Tensor, cond: Batch) -> Tensor:
         """Images [num, C, H, W] in [-1, 1] of given latents and conditions [num, ...], on the CPU."""
-        images = []
+        return torch.cat(list(self.decode_chunks(latents, cond)))
+
+    @torch.no_grad()
+    def decode_chunks(self, latents: Tensor, cond: Batch) -> Iterator[Tensor]:
+        """The images of `decode`, some at a time: of a million, memory need not hold all."""
         for start in range(0, len(latents), CHUNK):
             part = {key: value[start : start + CHUNK] for key, value in cond.items()}
-            images.append(self._decode_chunk(latents[start : start + CHUNK], part))
-        return torch.cat(images)
+            yield self._decode_chunk(latents[start : start + CHUNK], part)
 
     def _decode_chunk(self, latent: Tensor, cond: Batch) -> Tensor:
         num = len(latent)
@@ -120,7 +124,9 @@ class Sampler:
         modes = [net.training for net in self.nets]
         for net in self.nets:
             net.eval()
-        images = self.model.generate(latent, cond, self.progress)[:num].float().cpu()
+        # On a GPU some convolutions add in any order, or in 10 bits: the same seed gives the same bytes.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            images = self.model.generate(latent, cond, self.progress)[:num].float().cpu()
         for net, mode in zip(self.nets, modes, strict=True):
             net.train(mode)
         return images

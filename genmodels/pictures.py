@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,13 @@ def as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def save_each(images: Tensor, folder: Path) -> list[Path]:
-    """Writes [N, C, H, W] as 00000.png, 00001.png … and returns the paths."""
+def save_each(images: Iterable[Tensor], folder: Path) -> int:
+    """Writes images [C, H, W], one after the other, as 00000.png, 00001.png … and returns their number."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:05d}.png" for i in range(len(images))]
-    for path, image in zip(paths, images.split(1), strict=True):
-        grid(image, columns=1, border=0).save(path)
-    return paths
+    num = 0
+    for num, image in enumerate(images, 1):
+        grid(image[None], columns=1, border=0).save(folder / f"{num - 1:05d}.png")
+    return num
 
 
 def scatter(points: Tensor, colours: Tensor = INK, limit: float = 1.0, side: int = 256) -> Tensor:

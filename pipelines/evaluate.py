@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from genmodels.export import Sampler
 
 KEYS = {"model", "sha256", "scores", "real_vs_real", "protocol", "proofs"}  # of evaluation.json
-NUM_PROOF_IMAGES = 4096  # training images that proofs look at
+NUM_PROOF_IMAGES, PROOF_BYTES = 4096, 2**30  # training images that proofs look at, and what they take at most
 
 
 @command
@@ -58,12 +58,13 @@ def track(run_id: str, result: dict[str, Any], pictures: list[Path]) -> None:
     """Adds an evaluation to its MLflow run; where that is away, a warning says so: the files are what counts."""
     from mlflow.exceptions import MlflowException
 
+    from genmodels.credentials import masked
     from pipelines import tracking
 
     try:
         tracking.log_scores(run_id, summary(result), result, pictures)
     except (OSError, MlflowException) as error:
-        print(f"warning: MLflow has not got these scores ({str(error).splitlines()[0]})", file=sys.stderr)
+        print(f"warning: MLflow has not got these scores ({masked(str(error).splitlines()[0])})", file=sys.stderr)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -121,15 +122,20 @@ def evaluate(
     samples = judge.draw(sampler)
     scores = judge.score(model, samples)
     test, paired = judge.held_out(size)
+    protocol = judge.protocol(model, size)
+    history = read_history(folder.parent / "scores.csv") or _run_history(storage(compute) / info["info"].get("run", ""))
+    comparable = [row for row in history if row.get("protocol", protocol.digest) == protocol.digest]
+    if history and not comparable:
+        print("the training was scored by another protocol: no proof sets its scores against these", file=sys.stderr)
+    num_train = max(64, min(NUM_PROOF_IMAGES, PROOF_BYTES // (4 * spec.channels * size**2)))
     context = ProofContext(
-        train=judge.read("train", size, NUM_PROOF_IMAGES)[0],
+        train=judge.read("train", size, num_train)[0],
         test=test,
         paired=paired,
         samples=samples,
         features=lambda images: extract(extractor, images) if extractor else images.flatten(1),
         scores=scores,
-        history=read_history(folder.parent / "scores.csv")
-        or _run_history(storage(compute) / info["info"].get("run", "")),
+        history=comparable,
     )
     result = {
         "model": info["model"],
@@ -137,7 +143,7 @@ def evaluate(
         "num_images": sampler.progress.num_images,
         "scores": scores,
         "real_vs_real": reference_scores(judge.reals(model, size), extractor),
-        "protocol": judge.protocol(model, size).to_json(),
+        "protocol": protocol.to_json(),
         # Proofs speak of held-out images.
         "proofs": [asdict(proof) for proof in model.proofs(context)] if spec.num_test else [],
     }
@@ -175,7 +181,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{name: _number(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        return [{name: _value(name, text) for name, text in row.items() if text != ""} for row in csv.DictReader(file)]
 
 
 def _run_history(run: Path) -> list[dict[str, Any]]:
@@ -186,11 +192,10 @@ def _run_history(run: Path) -> list[dict[str, Any]]:
     return history(Run(run).events()) if (run / "events.jsonl").is_file() else []
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
+def _value(name: str, text: str) -> float | str:
+    if name in ("stage", "protocol"):  # a digest may look like a number
         return text
+    return float(text)
 
 
 def _run_id(folder: Path) -> str | None:

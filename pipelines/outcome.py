@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.config import ComputeConfig
+from genmodels.credentials import masked
 from pipelines import places
 from pipelines.project import UserError, root, shard_cache, shards, storage, store_root
 from pipelines.run import Event, Run
@@ -31,7 +32,7 @@ def finish(run: Run, tracker: Any) -> Event:
             error = away
     if error:
         waits = f"the run's events wait in {run.events_file}; when it is back: python pipelines/sync.py"
-        print(f"warning: MLflow is away ({error}); {waits}", file=sys.stderr)
+        print(f"warning: MLflow is away ({masked(str(error))}); {waits}", file=sys.stderr)
     return summary
 
 
@@ -140,9 +141,19 @@ def publish(run: Run, summary: Event, out: Path) -> None:
 
 
 def history(events: list[Event]) -> list[Event]:
-    """A row a snapshot: images shown, stage and scores."""
+    """A row a snapshot: images shown, stage, the scores' protocol and scores."""
+    from genmodels.metrics.evaluate import Protocol
+
     snapshots = [event for event in events if event["type"] == "snapshot"]
-    return [{"num_images": e["num_images"], "stage": e["stage"], **e["scores"]} for e in snapshots]
+    return [
+        {
+            "num_images": e["num_images"],
+            "stage": e["stage"],
+            "protocol": Protocol(**e["protocol"]).digest,
+            **e["scores"],
+        }
+        for e in snapshots
+    ]
 
 
 def _write_csv(path: Path, rows: list[Event]) -> None:

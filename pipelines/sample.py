@@ -8,6 +8,7 @@ python pipelines/sample.py --model cyclegan@champion --source photographs/ --out
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,25 +64,29 @@ def main(
     sampler = export.load(registry.find(model), device)
     given: dict[str, Any] = {"label": label, "caption": caption, "direction": direction, "attributes": attributes}
     for key, path in (("source", source), ("patches", patches)):
-        given[key] = None if path is None else read_images(files_of(path), sampler.model.data)
+        given[key] = None if path is None else read_images(files_of(path), sampler.model.data, key)
     given = {key: value for key, value in given.items() if value is not None}
     cond = sampler.model.encode_condition(**given) if given else None
     columns = STEPS if interpolate or traverse else None
     if traverse:
-        images = sampler.traverse(STEPS, seed, cond)
+        images = shown = sampler.traverse(STEPS, seed, cond)
     elif interpolate:
-        images = sampler.interpolate(num or 8, STEPS, seed, cond)
+        images = shown = sampler.interpolate(num or 8, STEPS, seed, cond)
     else:
         num = num or (len(next(iter(cond.values()))) if cond else 64)
-        images = sampler.sample(num, seed, cond)
-        used = sampler.conditions_for(num, seed) if cond is None else export.turns(cond, num)
+        latents, used = sampler.inputs(num, seed, cond)
+        if each and not out:  # as many as one likes: memory holds some at a time
+            several = sampler.decode_chunks(latents, used)
+            print(f"{pictures.save_each(chain.from_iterable(several), each)} images in {each}")
+            return
+        images = sampler.decode(latents, used)
         shown = sampler.model.present(images, used)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.grid(images if columns else shown, columns).save(out)
+        pictures.grid(shown, columns).save(out)
         print(out)
     if each:
-        print(f"{len(pictures.save_each(images, each))} images in {each}")
+        print(f"{pictures.save_each(images, each)} images in {each}")
 
 
 def files_of(path: Path) -> list[tuple[str, bytes]]:
@@ -96,8 +101,11 @@ def files_of(path: Path) -> list[tuple[str, bytes]]:
     return contents
 
 
-def read_images(files: list[tuple[str, bytes]], spec: DataSpec) -> Tensor:
-    """Image files, (name, content), as the model's data were read: [N, C, S, S] in [-1, 1]."""
+def read_images(files: list[tuple[str, bytes]], spec: DataSpec, kind: str = "source") -> Tensor:
+    """Image files, (name, content), as the model's data were read: [N, C, S, S] in [-1, 1].
+
+    kind: "source", or "patches", which are stretched to squares as the boxes of the data are.
+    """
     import numpy as np
     import torch
 
@@ -107,12 +115,13 @@ def read_images(files: list[tuple[str, bytes]], spec: DataSpec) -> Tensor:
 
     if spec.channels == 2:
         raise UserError(f"{files[0][0]}: the model's data are points, which no image file holds")
-    config = DatasetConfig(source="files", image_size=spec.image_size, channels=spec.channels)
+    framing = {"fit": spec.fit, "resampling": spec.resampling, "background": spec.background}
+    config = DatasetConfig(source="files", image_size=spec.image_size, channels=spec.channels, **framing)
     pixels = []
     for name, content in files:
         try:
             with _decoding:
-                pixels.append(decode(content, config))
+                pixels.append(decode(content, config, stretched=kind == "patches"))
         except Rejected as error:
             raise UserError(f"{name}: {error}") from None
     return to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))

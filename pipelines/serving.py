@@ -223,7 +223,7 @@ def plan(sampler: Sampler, limits: Limits, ask: Ask, contents: dict[str, list[tu
     """The latents and conditions of a request; ValueError says what the model does not take."""
     if len(ask.caption) > limits.num:
         raise ValueError(f"caption: {len(ask.caption)} captions; at most {limits.num} a request")
-    given = ask.given() | {key: read_images(files, sampler.model.data) for key, files in contents.items()}
+    given = ask.given() | {key: read_images(files, sampler.model.data, key) for key, files in contents.items()}
     if any(len(caption) > MAX_CAPTION for caption in ask.caption):
         raise ValueError(f"caption: more than {MAX_CAPTION} characters")
     cond = sampler.model.encode_condition(**given) if given else None

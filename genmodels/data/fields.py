@@ -28,6 +28,9 @@ class DataSpec:
     num_captions: int = 0  # captions an image; where it has fewer they repeat
     num_words: int = 0  # tokens a caption, padding included
     group: str = ""  # what images of one `group` have in common: the column that split them; empty without
+    fit: str = "crop"  # how images became square, were shrunk, and what was laid under them: see DatasetConfig
+    resampling: str = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)
     digest: str = ""  # sha256 over the shards: the data's identity
 
     @property

@@ -29,9 +29,12 @@ class Rejected(Exception):
     """The image cannot be used; the message is a short reason, the same for all images with this fault."""
 
 
-def decode(data: bytes | Image.Image, config: DatasetConfig) -> Pixels:
-    """Image file or image -> uint8 [S, S, C] as the configuration wants it. Rejected says why not."""
-    return fit(load(data, config), config)
+def decode(data: bytes | Image.Image, config: DatasetConfig, stretched: bool = False) -> Pixels:
+    """Image file or image -> uint8 [S, S, C] as the configuration wants it, or `stretched`. Rejected says why not."""
+    image = load(data, config)
+    if stretched:
+        image = image.resize((config.image_size, config.image_size), RESAMPLING[config.resampling])
+    return fit(image, config)
 
 
 def load(data: bytes | Image.Image, config: DatasetConfig) -> Image.Image:

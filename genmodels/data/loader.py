@@ -227,16 +227,18 @@ def read_split(
     """The first samples of a split, at most `num`, with every key that the data set offers; in order of storage.
 
     Where no `domain` of several is chosen, `image` has its share of each. The second value says whether image_A and
-    image_B are aligned: where both domains hold files of the same name, only those are read.
+    image_B are aligned, image by image: the held-out files of both have the same names, and those alone are read.
     """
     reader = ShardReader(folder, split, image_size, domain, cache, digest)
     ids = reader.some(num)
     batch = {key: FIELDS[key](reader)(ids, np.zeros(len(ids), bool)) for key in FIELDS if key in reader.spec.keys}
     readers = {name: ShardReader(folder, split, image_size, name, cache, digest) for name in reader.spec.domains}
     ids_of = {name: np.arange(each.num) for name, each in readers.items()}
-    paired = len(readers) == 2 and len(paired_ids(*readers.values())[0]) > 0
-    if paired:
-        ids_of = dict(zip(readers, paired_ids(*readers.values()), strict=True))
+    paired = False
+    if split == "test" and len(readers) == 2:
+        pairs = paired_ids(*readers.values())
+        if paired := len(pairs[0]) > 0:
+            ids_of = dict(zip(readers, pairs, strict=True))
     for name, each in readers.items():
         chosen = ids_of[name][:num]
         batch[f"image_{name}"] = _image_field(each)(chosen, np.zeros(len(chosen), bool))

@@ -294,6 +294,9 @@ class _Preparation:
             domains=tuple(self.source.domains),
             num_parts=self.decoder.num_parts,
             group=(self.config.split_by or "") if self.source.groups else "",
+            fit=self.config.fit,
+            resampling=self.config.resampling,
+            background=self.config.background,
             **totals.captions(),
         )
 

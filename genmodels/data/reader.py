@@ -36,6 +36,8 @@ from genmodels.data.shards import (
 )
 from genmodels.data.store import Store
 
+ALIGNED = 0.75  # share of the larger side's names at which two sets are taken for pairs; some files may be damaged
+
 
 def verify(folder: Path, full: bool = True) -> Manifest:
     """Checks a data set before it is trusted; DamagedData names the first file that is wrong.
@@ -261,7 +263,10 @@ class ShardReader:
 
 
 def paired_ids(reader_a: ShardReader, reader_b: ShardReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers [P] and [P] of the images that both readers have under one name, below their domain's folder."""
+    """Numbers [P] and [P] of the images that both readers have under one name, below their domain's folder.
+
+    None where fewer than ALIGNED of the larger side have a partner: unrelated images may bear the same numbers.
+    """
     files_a, files_b = reader_a.files, reader_b.files
     if not files_a or not files_b:
         return np.array([], np.int64), np.array([], np.int64)
@@ -273,6 +278,8 @@ def paired_ids(reader_a: ShardReader, reader_b: ShardReader) -> tuple[NDArray[np
 
     a, b = by_name(files_a), by_name(files_b)
     names = sorted(a.keys() & b.keys())
+    if len(names) < ALIGNED * max(len(a), len(b)):
+        names = []
     return np.array([a[name] for name in names], np.int64), np.array([b[name] for name in names], np.int64)
 
 

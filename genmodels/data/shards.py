@@ -107,8 +107,9 @@ class Manifest:
 
 
 def data_digest(spec: DataSpec, encoding: str, shards: Sequence[ShardFile]) -> str:
-    """sha256 that identifies the content: the specification but its name, the encoding, every shard's hash."""
-    values = {key: value for key, value in spec.to_json().items() if key not in ("name", "digest")}
+    """sha256 that identifies the content: what the specification says of it, the encoding, every shard's hash."""
+    left_out = ("name", "digest", "fit", "resampling", "background")  # the last three show in the pixels
+    values = {key: value for key, value in spec.to_json().items() if key not in left_out}
     content = [FORMAT, values, encoding, [[shard.name, shard.sha256] for shard in shards]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -48,9 +48,7 @@ class Extractor(nn.Module):
         """Features [N, 128] of images [N, C, S, S] in [-1, 1], S >= 4, resized with the protocol's filter."""
         if images.shape[1] != self.channels:
             raise ValueError(f"the extractor takes images of {self.channels} channels, got {list(images.shape)}")
-        if images.shape[-1] != self.input_size:
-            size = (self.input_size, self.input_size)
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        images = resized(images, self.input_size)
         return self.stages(images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -81,6 +79,13 @@ FeatureNetwork = Extractor | SuppliedNetwork
 def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images [N, C, S, S] -> [N, C, size, size], with the protocol's filter."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def train_extractor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from genmodels.data.reader import ShardReader
 from genmodels.export import Sampler
 from genmodels.files import exclusive, write_atomic
 from genmodels.metrics.evaluate import Protocol, evaluate
-from genmodels.metrics.features import FeatureNetwork, load_extractor, save_extractor, train_extractor
+from genmodels.metrics.features import FeatureNetwork, load_extractor, resized, save_extractor, train_extractor
 from genmodels.metrics.supplied import SuppliedNetwork
 from genmodels.model import Batch, GenerativeModel
 from genmodels.trainer import to_float
@@ -40,8 +41,6 @@ class Judge:
         self.shards, self.spec, self.config, self.device = shards, spec, config, torch.device(device)
         self.cache = cache
         self.extractor = ensure_extractor(extractor, shards, spec, config.evaluation, cache)
-        if self.extractor:
-            self.extractor.to(self.device)
         self.domain = spec.domain_of_image(config.train.domain)
         self._held_out: dict[int, tuple[Batch, bool]] = {}
 
@@ -74,8 +73,11 @@ class Judge:
         """All scores of a model's samples [N, C, S, S]; NaN for the model's metric if one is not finite."""
         if not torch.isfinite(samples).all():
             return {model.metric.name: math.nan}  # never the best, and the training goes on
-        reals, samples = (images.to(self.device) for images in (self.reals(model, samples.shape[-1]), samples))
-        return evaluate(reals, samples, self.extractor, self.config.evaluation.seed)
+        reals = self.reals(model, samples.shape[-1])
+        device = self.device if _fits(self.device, reals) else torch.device("cpu")
+        if self.extractor:
+            self.extractor.to(device)
+        return evaluate(reals.to(device), samples.to(device), self.extractor, self.config.evaluation.seed)
 
     def protocol(self, model: GenerativeModel, image_size: int) -> Protocol:
         """What has to agree for two scores to be compared."""
@@ -89,6 +91,11 @@ class Judge:
     def split(self) -> str:
         """The split that is held out; the training images where nothing was."""
         return "test" if self.spec.num_test else "train"
+
+
+def _fits(device: torch.device, reals: Tensor) -> bool:
+    """Whether a GPU has the memory to score so many images beside what is trained on it: twelve copies, about."""
+    return device.type != "cuda" or 12 * reals.nbytes < torch.cuda.mem_get_info(device)[0]
 
 
 def ensure_extractor(
@@ -115,7 +122,13 @@ def _make_extractor(
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
     reader = ShardReader(shards, "train", size, cache=cache)
     ids = reader.some(20_000)
-    images = to_float(torch.from_numpy(reader.read(ids)).permute(0, 3, 1, 2))
-    labels = torch.from_numpy(reader.labels[ids]) if len(spec.classes) > 1 else None  # one class teaches nothing
+    parts = (
+        reader.read(part) for part in np.array_split(ids, -(-len(ids) // 256))
+    )  # a large pyramid has no small size
+    floats = (to_float(torch.from_numpy(part).permute(0, 3, 1, 2)) for part in parts)
+    images = torch.cat([resized(each, min(size, EXTRACTOR_SIZE)) for each in floats])
+    labels = torch.from_numpy(reader.labels[ids]) if spec.classes else None
+    if labels is not None and len(labels.unique()) < 2:
+        labels = None  # one class teaches nothing
     extractor = train_extractor(images, labels, num_images=config.extractor_images)
     write_atomic(path, lambda temporary: save_extractor(extractor, temporary))

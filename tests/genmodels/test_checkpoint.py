@@ -131,6 +131,31 @@ def damage(path: Path, data: st.DataObject) -> None:
         (path / "manifest.json").write_text('{"sha256": "ab' if kind == "manifest torn" else "{}")
 
 
+def test_what_was_found_damaged_does_not_outlive_what_is_saved_after_it(tmp_path):
+    """Training goes on from before it: its next states have fewer images, and are the ones to keep."""
+    _, damaged = save(tmp_path, 10, 20)
+    (damaged / "state.pt").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert checkpoints.load_latest()["step"] == 10
+    checkpoints.save(15, state(15))
+    checkpoints.wait()
+    assert saved(tmp_path) == [15] and load(tmp_path)["step"] == 15
+
+
+@pytest.mark.parametrize("fault", [PermissionError(), remote.Outage("away"), OSError(errno.ENOSPC, "full")])
+def test_a_state_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, fault, monkeypatch):
+    save(tmp_path, 10, 20)
+
+    def fail(path):
+        raise fault
+
+    monkeypatch.setattr(checkpoint, "sha256_file", fail)
+    with pytest.raises(type(fault)):
+        load(tmp_path)
+    assert saved(tmp_path) == [10, 20]
+
+
 def test_a_whole_state_warns_of_nothing(tmp_path):
     save(tmp_path, 1)
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from genmodels.config import (
     load_params,
     validated,
 )
+from genmodels.credentials import masked
 from genmodels.model import model_class, model_names
 from genmodels.settings_file import MAX_ALIASES, MAX_DEPTH, ConfigError, read_yaml
 
@@ -195,6 +196,10 @@ def test_what_looks_like_a_secret_is_refused_and_not_repeated(kind, secret, writ
 def test_what_looks_like_no_secret_is_read(value, write):
     params = load_params(write({**BASE, "datasets": {**BASE["datasets"], "mine": {"source": value}}}))
     assert params.dataset("mine").source == value
+
+
+def test_passwords_of_urls_are_masked():
+    assert masked("no reply from http://u:s3cr@host:80/a, b@c") == "no reply from http://u:***@host:80/a, b@c"
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(write):

@@ -108,4 +108,4 @@ def test_points_are_drawn_as_one_scatter_plot(tmp_path):
     down, right = np.argwhere((picture < 255).any(2)).T
     assert picture.shape[0] == picture.shape[1] and np.corrcoef(down, right)[0, 1] < -0.99  # up is +1
     assert grid(torch.full((3, 2, 1, 1), torch.nan)).size == picture.shape[:2]
-    assert len(save_each(points(3, 0), tmp_path)) == 3
+    assert save_each(points(3, 0), tmp_path) == 3

@@ -1,5 +1,7 @@
 """Sampling of every kind, as a person asks for it on the command line; the networks are untrained."""
 
+import dataclasses
+import io
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,20 @@ def test_what_is_asked_for_is_drawn_and_the_same_again(asked, exported, pictures
     columns = sample.STEPS if {"--interpolate", "--traverse"} & set(options) else int(num**0.5)
     assert size(tmp_path / "a.png")[0] == columns * (16 * wide + 1)
     assert size(tmp_path / "a" / "00000.png") == (16, 16)
+
+
+def test_a_user_s_image_is_read_as_the_data_were(sprites_data):
+    wide = Image.new("RGBA", (32, 16), (255, 0, 0, 255))
+    wide.paste((0, 0, 0, 0), (0, 0, 8, 16))  # the left quarter is transparent
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    spec = dataclasses.replace(sprites_data.spec, fit="pad", background=(0, 0, 255), resampling="area")
+    for kind, row in {"source": "BBBBRRRRRRRRRRRR", "patches": "BBBBRRRRRRRRRRRR"}.items():
+        (image,) = sample.read_images([("wide.png", file.getvalue())], spec, kind)
+        assert "".join("R" if pixel > 0 else "B" for pixel in image[0, 8].tolist()) == row
+        assert (image[0, 0].max() > 0) == (kind == "patches")  # a source lies on a padded ground
+    (image,) = sample.read_images([("wide.png", file.getvalue())], sprites_data.spec)  # cropped
+    assert image[0, 0].min() > 0
 
 
 def size(path: Path) -> tuple[int, int]:
