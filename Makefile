@@ -53,7 +53,7 @@ quality: setup          ## time to quality: our DCGAN against the plain script o
 ui: setup               ## MLflow at http://127.0.0.1:5000, at the page that compares runs
 	@echo "open http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow server \
-		--backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts \
+		--backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --artifacts-destination "$(CURDIR)/mlartifacts" \
 		--host 127.0.0.1 --port 5000
 
 clean:                  ## everything but the source images

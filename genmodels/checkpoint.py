@@ -9,6 +9,7 @@ PLACE is a folder or an fsspec URL (s3://bucket/prefix).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -22,13 +23,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genmodels.data.remote import filesystem, is_url, retried
+from genmodels.data.remote import Outage, filesystem, is_url, retried
 from genmodels.files import check_room, replace_folder, sha256_file, write_json
 from genmodels.model import Metric
 
 State = dict[str, Any]
+Ready = tuple[torch.device, torch.cuda.Event] | None
 STATE, MANIFEST = "state.pt", "manifest.json"
 TITLE = "[0-9]" * 12  # of a checkpoint: images shown
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ENFILE, errno.EMFILE}  # says nothing of a file's content
 
 
 class Place(Protocol):
@@ -147,14 +150,14 @@ class Checkpoints:
         self.keep, self.keep_best, self.metric = keep, keep_best, metric
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._damaged: set[str] = set()  # to be removed as soon as there is a newer one than what is whole
         self._copy: State = {}  # filled again by the next state: new memory would cost more than the copying
 
     def save(self, num_images: int, state: State, score: float | None = None) -> None:
         """Takes the state reached after `num_images`; waits only while the one before is still being written."""
         self.wait()
         self._copy = _copied(state, self._copy)  # training changes its own in place
-        ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-        self._writing = self._thread.submit(self._write, f"{num_images:012d}", self._copy, ready, score)
+        self._writing = self._thread.submit(self._write, f"{num_images:012d}", self._copy, _copying(self._copy), score)
 
     def check(self) -> None:
         """Raises what went wrong with the last state, if that is known by now."""
@@ -168,7 +171,10 @@ class Checkpoints:
             writing.result()
 
     def load_latest(self, device: torch.device | str = "cpu") -> State | None:
-        """The newest state that is whole, or None; a damaged one is passed over with a warning."""
+        """The newest state that is whole, or None; a damaged one is passed over with a warning.
+
+        OSError where a state may be whole and cannot be read now.
+        """
         self.place.tidy()
         for title in self.place.titles():
             try:
@@ -177,12 +183,15 @@ class Checkpoints:
                         return torch.load(file, map_location=device, weights_only=True)
                 damage = "sha256 differs"
             except (OSError, ValueError, KeyError) as error:
+                if isinstance(error, Outage | PermissionError | TimeoutError) or _errno(error) in PASSING:
+                    raise
                 damage = str(error) or type(error).__name__
+            self._damaged.add(title)
             what = f"checkpoint {self.place}/{title} is damaged ({damage}); falling back to the one before"
             warnings.warn(what, stacklevel=2)
         return None
 
-    def _write(self, title: str, copied: State, ready: torch.cuda.Event | None, score: float | None) -> None:
+    def _write(self, title: str, copied: State, ready: Ready, score: float | None) -> None:
         state = _on_host(copied, ready)
 
         def fill(folder: Path) -> None:
@@ -193,11 +202,12 @@ class Checkpoints:
             write_json(folder / MANIFEST, about)
 
         self.place.write(title, fill)
+        self._damaged.discard(title)
         for old in set(self.place.titles()) - self._kept():
             self.place.remove(old)
 
     def _kept(self) -> set[str]:
-        titles = self.place.titles()
+        titles = [title for title in self.place.titles() if title not in self._damaged]
         best: dict[str, float] = {}
         for title in titles if self.keep_best else ():
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -206,6 +216,10 @@ class Checkpoints:
                     best[title] = score
         downwards = self.metric is not None and self.metric.direction == "max"
         return {*titles[: self.keep], *sorted(best, key=lambda title: best[title], reverse=downwards)[: self.keep_best]}
+
+
+def _errno(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _copied(value: Any, into: Any) -> Any:
@@ -234,12 +248,19 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(_mapped(item, change) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _on_host(state: State, ready: torch.cuda.Event | None) -> State:
+def _copying(state: State) -> Ready:
+    """The state's GPU, if it lies on one, and what that has to do before the copy is whole."""
+    device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
+    return None if device is None else (device, torch.cuda.current_stream(device).record_event())
+
+
+def _on_host(state: State, ready: Ready) -> State:
     """The state in host memory; on a GPU by a stream of its own, so that training does not wait for the copy."""
     if ready is None:
         return state
-    stream = torch.cuda.Stream()
-    stream.wait_event(ready)
+    device, event = ready
+    stream = torch.cuda.Stream(device)
+    stream.wait_event(event)
     with torch.cuda.stream(stream):
         return _mapped(state, Tensor.cpu)
 

@@ -15,6 +15,11 @@ FORMS = {
 KNOWN = re.compile("|".join(f"({form})" for form in FORMS.values()))
 
 
+def masked(text: str) -> str:
+    """`text` with the passwords of its URLs left out."""
+    return re.sub(r"(://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)
+
+
 def secret_in(text: str) -> str | None:
     """What kind of secret `text` holds, None where nothing looks like one."""
     found = KNOWN.search(text)

@@ -55,10 +55,16 @@ def crown(client: Any, name: str, dataset: str, protocol: str) -> None:
     if faults(best.tags):
         return
     known = client.get_registered_model(name)
-    for alias in (f"{ALIAS}-{dataset}", ALIAS):
+    for alias in (f"{ALIAS}-{dataset.replace('.', '-')}", ALIAS):  # MLflow takes no dots in an alias
         held, ours = known.aliases.get(alias), known.tags.get(BY_METRIC + alias, "").split()
-        if held is None or str(held) in ours:
+        if held is None or (str(held) in ours and not _is_newer(client, name, held, protocol, versions)):
             _move(client, name, alias, held, str(best.version))
+
+
+def _is_newer(client: Any, name: str, held: Any, protocol: str, versions: list[Any]) -> bool:
+    """Whether the version that has an alias is of another protocol and younger than all `versions` of this one."""
+    of_another = client.get_model_version(name, str(held)).tags.get("protocol") != protocol
+    return of_another and int(held) > max(int(version.version) for version in versions)
 
 
 def _move(client: Any, name: str, alias: str, held: Any, to: str) -> None:

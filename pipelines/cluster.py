@@ -51,6 +51,8 @@ def resolve(compute: ComputeConfig, batch_sizes: Iterable[int], least_share: int
     address = os.environ.get("RAY_ADDRESS")
     if address and compute.num_workers != 0:
         access.check(address)
+    if compute.num_workers == 0:
+        _local_device(compute)  # says so where it is not there
     if compute.num_workers != "auto":
         return compute
     most = 1 if SIDE_BY_SIDE in os.environ else _num_gpus(compute) or 1
@@ -149,7 +151,10 @@ def join(compute: ComputeConfig, folder: Path, data: Path) -> tuple[dict[str, fl
 
 def _room(compute: ComputeConfig, num_workers: int, ray: Any) -> int:
     """How many trainings fit the cluster as it is now; at least one: Ray waits for a machine that may come back."""
-    asked = _resources(compute, num_workers, _use_gpu(compute, num_workers, ray), ray)
+    try:
+        asked = _resources(compute, num_workers, _use_gpu(compute, num_workers, ray), ray)
+    except UserError:  # a machine is away
+        return 1
     return max(1, fitting([node["Resources"] for node in ray.nodes() if node["Alive"]], asked, num_workers))
 
 
@@ -279,20 +284,31 @@ def _use_gpu(compute: ComputeConfig, num_workers: int, ray: Any) -> bool:
 
 def _resources(compute: ComputeConfig, num_workers: int, use_gpu: bool, ray: Any) -> dict[str, float]:
     """What a worker asks for; UserError when the cluster cannot hold them all, which would wait for ever."""
-    total = ray.cluster_resources()
+    total, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu = {"GPU": 1} if use_gpu else {}
     cpus = compute.cpus_per_worker or max(1, total.get("CPU", 1) // num_workers)
-    resources = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    while not compute.cpus_per_worker and cpus > 1 and not fitting(nodes, {"CPU": cpus, **gpu}, num_workers):
+        cpus -= 1  # an even share of all is more than a machine may have
+    resources = {"CPU": cpus, **gpu}
     for kind, amount in resources.items():
         if amount * num_workers > total.get(kind, 0):
             raise UserError(
                 f"{num_workers} workers of {amount:g} {kind} need {amount * num_workers:g},"
                 f" the cluster has {total.get(kind, 0):g}: lower compute.num_workers or compute.cpus_per_worker"
             )
+    if not fitting(nodes, resources, num_workers):
+        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+        raise UserError(
+            f"the cluster's {len(nodes)} machines do not hold {num_workers} workers of {asked}, each on one machine:"
+            " lower compute.num_workers or compute.cpus_per_worker"
+        )
     return resources
 
 
 def _local_device(compute: ComputeConfig) -> str:
     import torch
 
-    wanted = torch.cuda.is_available() if compute.use_gpu == "auto" else compute.use_gpu
-    return "cuda" if wanted else "cpu"
+    there = torch.cuda.is_available()
+    if compute.use_gpu is True and not there:
+        raise UserError("compute.use_gpu is true, and torch finds no GPU on this machine; choices: auto, false")
+    return "cuda" if there and compute.use_gpu else "cpu"

@@ -67,7 +67,7 @@ def train(
     """
     compute = everything.compute
     identity = hashlib.sha256(repr((sorted(configs), recipe, out and str(out.absolute()))).encode()).hexdigest()
-    ledger = _Ledger(storage(compute) / f".fleet-{identity[:16]}.json", configs)
+    ledger = _Ledger(storage(compute) / f".fleet-{identity[:16]}.json", configs, everything)
     base = [sys.executable, "-m", "pipelines.train", *options]
     commands = {
         model: [*base, "--model", model, *(["--out", str(out / model)] if out else [])]
@@ -89,9 +89,12 @@ def train(
 class _Ledger:
     """What is finished of a fleet that is not, on disk."""
 
-    def __init__(self, file: Path, configs: dict[str, RunConfig]):
+    def __init__(self, file: Path, configs: dict[str, RunConfig], everything: Params):
         self.file = file
-        self._digests = {model: config.digest("") for model, config in configs.items()}
+        self._digests = {
+            model: config.digest(everything.datasets[config.dataset].model_dump_json())
+            for model, config in configs.items()
+        }
         known = json.loads(file.read_text()) if file.is_file() else {}
         self.finished: dict[str, dict[str, Any]] = {
             model: entry["result"]

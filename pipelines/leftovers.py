@@ -39,7 +39,7 @@ class Finding:
 
 def is_free(path: Path) -> bool:
     """Whether no process on this machine holds a lock on a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS: no lock on what one only reads
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

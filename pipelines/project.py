@@ -111,7 +111,9 @@ def _told(error: Exception) -> str | None:
         return str(error) if _outside(error) else None
     mlflow = sys.modules.get("mlflow.exceptions")  # whoever got its error has imported it
     if mlflow and isinstance(error, mlflow.MlflowException):
-        return f"MLflow: {str(error).strip().splitlines()[0]}"
+        from genmodels.credentials import masked
+
+        return f"MLflow: {masked(str(error).strip().splitlines()[0])}"
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels import export
+from genmodels.credentials import masked
 from pipelines import champion, moved
 from pipelines.project import UserError
 from pipelines.tracking import connected, exclusive, experiment_id, uri
@@ -130,7 +131,7 @@ def find(reference: str) -> Path:
                 [experiment_id()], filter_string=f"source_run_id = '{reference}'", output_format="list"
             )
             if not models:
-                raise UserError(f"run {reference} has no registered model in {uri()}")
+                raise UserError(f"run {reference} has no registered model in {masked(uri())}")
             path = Path(mlflow.artifacts.download_artifacts(models[0].model_uri))
         else:
             raise UserError(f"{reference!r} is no folder, run id, NAME@ALIAS or NAME/VERSION{_choices(mlflow)}")
@@ -144,10 +145,10 @@ def find(reference: str) -> Path:
 
 
 def _unknown(reference: str, error: Exception) -> UserError:
-    told = str(error).splitlines()[0]
+    told, store = masked(str(error).splitlines()[0]), masked(uri())
     if getattr(error, "error_code", None) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        return UserError(f"MLflow at {uri()} does not give {reference!r}: {told}")
-    return UserError(f"{reference!r} not found in {uri()}: {told}{_choices(connected())}")
+        return UserError(f"MLflow at {store} does not give {reference!r}: {told}")
+    return UserError(f"{reference!r} not found in {store}: {told}{_choices(connected())}")
 
 
 def _choices(mlflow: Any) -> str:

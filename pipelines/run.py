@@ -47,6 +47,12 @@ class Run:
         return self.folder.name
 
     @property
+    def place(self) -> str:
+        """Its path in a store: its name, that of its sweep before it."""
+        sweep = self.folder.parent
+        return f"{sweep.name}/{self.name}" if sweep.parent.name == "sweeps" else self.name
+
+    @property
     def info(self) -> dict[str, Any]:
         """The content of run.json."""
         return json.loads((self.folder / "run.json").read_text())
@@ -134,7 +140,7 @@ def held(run: Run) -> bool:
 
 def locked(file: Path) -> bool:
     """Whether a process holds a lock file."""
-    with file.open("a") as lock:
+    with file.open("a+") as lock:  # NFS gives no shared lock on what is open for writing alone
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -166,6 +172,9 @@ class EventLog:
         self._last[kind] = num_images
         with self._run.events_file.open("a") as file:
             file.write(json.dumps({"type": kind, "num_images": num_images, "time": time.time(), **values}) + "\n")
+            if kind != "log":  # a snapshot's weights outlive a power cut, and so must its score
+                file.flush()
+                os.fsync(file.fileno())
         return True
 
     def check_attempt(self) -> None:

@@ -16,8 +16,9 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # else KILLED: halted by 
 class SweepTracker:
     """Sends what is new of a sweep whenever `poll` is called; a store that is away is tried again the next time."""
 
-    def __init__(self, sweep: Sweep, tags: dict[str, str]):
-        self.sweep, self.tags = sweep, tags
+    def __init__(self, sweep: Sweep):
+        self.sweep = sweep
+        self.tags = {"model": sweep.info["config"]["model"], "sweep": sweep.name, "command": sweep.info["command"]}
         self.error: Exception | None = None
         self._trackers: dict[str, Tracker] = {}
         self._closed: set[str] = set()
@@ -34,13 +35,14 @@ class SweepTracker:
             self.error = error
 
     def close(self, status: str) -> bool:
-        """Sends the rest, the figures and the end; False where the store is away."""
+        """Sends the rest, the figures and the end; False where the store is away, which `sync.py` then makes good."""
         self.poll(over=True)
         if self.error is None:
             try:
                 self._finish(status)
             except Exception as error:
                 self.error = error
+        self.sweep.update(untold=None if self.error is None else status)
         return self.error is None
 
     def _parent(self) -> str:
@@ -49,10 +51,10 @@ class SweepTracker:
         if info["mlflow_run_id"] is None:
             began = int(info["created"] * 1000)
             run_id = client.create_run(experiment_id(), began, self.tags, f"sweep {self.sweep.name}").info.run_id
+            self.sweep.update(mlflow_run_id=run_id)  # at once, or the next attempt would make another
             for name, value in {**info["method"], "metric": self.sweep.metric.name}.items():
                 client.log_param(run_id, name, value)
             client.log_dict(run_id, info["space"], "space.json")
-            self.sweep.update(mlflow_run_id=run_id)
             return run_id
         if not self._trackers:  # it goes on
             client.update_run(info["mlflow_run_id"], status="RUNNING")

@@ -29,25 +29,35 @@ def main(overrides: Overrides = None) -> None:
     folder = storage(params(overrides).compute)
     runs = [run for run in all_runs(folder) if run.events() and not held(run)]
     with away_in_one_line():
-        for sweep in killed_sweeps(folder):
-            print(f"{sweep.name}: marked KILLED", flush=True)
+        for sweep, done in ended_sweeps(folder):
+            print(f"{sweep.name}: {done}", flush=True)
         behind = [run for run in runs if not is_complete(run)]
         for run in behind:
             print(f"{run.name}: {', '.join(synced(run))}", flush=True)
     print(f"{len(runs)} runs, {len(runs) - len(behind)} of them were complete")
 
 
-def killed_sweeps(folder: Path) -> Iterator[Run]:
-    """Marks the sweeps that ended without a word."""
-    from pipelines.run import Run, held
+def ended_sweeps(folder: Path) -> Iterator[tuple[Run, str]]:
+    """Marks the sweeps that ended without a word, and tells MLflow of those that ended while it was away."""
+    from pipelines.run import held
+    from pipelines.sweep import Sweep
+    from pipelines.sweep_tracking import SweepTracker
     from pipelines.tracking import connected
 
-    for sweep in [Run(file.parent) for file in folder.glob("sweeps/*/run.json")]:
-        if sweep.info["status"] == "running" and not held(sweep):
-            if run_id := sweep.info["mlflow_run_id"]:
+    for sweep in [Sweep(file.parent) for file in folder.glob("sweeps/*/run.json")]:
+        info = sweep.info
+        if held(sweep):
+            continue
+        if info["status"] == "running":
+            if run_id := info["mlflow_run_id"]:
                 connected().MlflowClient().set_terminated(run_id, "KILLED")
             sweep.update(status="stopped")
-            yield sweep
+            yield sweep, "marked KILLED"
+        elif status := info.get("untold"):
+            tracker = SweepTracker(sweep)
+            if not tracker.close(status):
+                raise tracker.error or OSError("unknown")
+            yield sweep, f"its trials, figures and end sent, {status}"
 
 
 @contextmanager
@@ -55,10 +65,12 @@ def away_in_one_line() -> Iterator[None]:
     """Makes a tracking store that cannot be reached a UserError."""
     from mlflow.exceptions import MlflowException
 
+    from genmodels.credentials import masked
+
     try:
         yield
     except (OSError, MlflowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = masked(str(error).splitlines()[0])
         raise UserError(f"MLflow cannot be reached ({reason}); repeat this when it is back") from None
 
 

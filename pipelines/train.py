@@ -120,17 +120,21 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     if size and size not in spec.sizes:
         raise ValueError(f"models.{config.model}.train.image_size {size}: {spec.name} has sizes {_words(spec.sizes)}")
     domain = spec.domain_of_image(config.train.domain)
-    _check_judged(spec)
     extractor_path(compute, spec, config.evaluation)  # says so if it is not there
     with torch.device("meta"):
         model = build_model(config, spec)
     for key in model.batch_keys:
         if key not in spec.keys:
             raise ValueError(f"{config.model} needs {key!r}, data set {spec.name} offers {_words(spec.keys)}")
+    _check_samples(model, spec, shards(config.dataset), domain, shard_cache(compute))
     stages = model.stages(config.train.num_images, config.train.batch_size)
     compute = cluster.resolve(compute, [stage.batch_size for stage in stages], model.least_share)
     for num_workers in compute.worker_counts:
-        check_stages(stages, num_workers, model.least_share)
+        try:
+            check_stages(stages, num_workers, model.least_share)
+        except ValueError as error:
+            between = compute.worker_counts[:1] != compute.worker_counts[-1:]
+            raise ValueError(f"{error}{f' (compute.num_workers {compute.num_workers})' if between else ''}") from None
     for stage in stages:
         if stage.image_size not in spec.sizes:
             raise ValueError(
@@ -143,15 +147,22 @@ def preflight(config: RunConfig, spec: DataSpec, compute: ComputeConfig) -> Plan
     return Plan(title, sizes, stages, compute)
 
 
-def _check_judged(spec: DataSpec) -> None:
-    """ValueError where a snapshot would have too few held-out images to be scored by."""
+def _check_samples(model: GenerativeModel, spec: DataSpec, folder: Path, domain: str | None, cache: ShardCache) -> None:
+    """ValueError where too few images are held out to score a snapshot by, or attributes are not as they should be."""
+    from genmodels.data.reader import ShardReader
     from genmodels.metrics.images import FEWEST
 
-    num = (spec.num_test or spec.num_train) // max(1, len(spec.domains))
-    if num < FEWEST:
-        which = f"holds out {num}" if spec.num_test else f"has {num}"
-        more = f"add some, or raise datasets.{spec.name}.holdout"
-        raise ValueError(f"{spec.name} {which} of the {FEWEST} images that a score takes at least: {more}")
+    split = "test" if spec.num_test else "train"
+    streams = {key.removeprefix("image_") for key in (*model.batch_keys, model.output_key) if key.startswith("image_")}
+    domains: list[str | None] = [*sorted(streams)] or [domain]
+    for each in domains:
+        num = ShardReader(folder, split, spec.sizes[0], each, cache).num if each else spec.num_test or spec.num_train
+        if num < FEWEST:
+            which = f"{spec.name}{f', domain {each}' if each else ''} {'holds out' if spec.num_test else 'has'} {num}"
+            more = f"add test images, or, where the source has none of its own, raise datasets.{spec.name}.holdout"
+            raise ValueError(f"{which} of the {FEWEST} images that a score takes at least: {more}")
+    if "attributes" in model.batch_keys:
+        model.check_attributes(ShardReader(folder, "train", spec.sizes[0], cache=cache).attributes)
 
 
 def _check_cache(config: RunConfig, model: GenerativeModel, stages: tuple[Stage, ...], cache: ShardCache) -> None:
@@ -188,6 +199,8 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with owned(run) as attempt, noted_failure(run):
         folder, cache = shards(config.dataset), shard_cache(compute)
+        _check_place_of_checkpoints(run, compute.checkpoint_store)
+        registered = registered or run.info.get("registered", False)  # once wanted, whoever brings it to its end
         run.update(status="running", **described(run, config, spec, plan), registered=registered)
         draw_data(run, folder, cache)
         extractor = extractor_path(compute, spec, config.evaluation)
@@ -207,6 +220,25 @@ def train(config: RunConfig, spec: DataSpec, plan: Plan, out: Path | None, regis
         if out:
             outcome.publish(run, summary, out)
         run.update(status="finished", result=summary)
+
+
+def _check_place_of_checkpoints(run: Run, store: str | None) -> None:
+    """UserError where a run's checkpoints lie elsewhere than it would look for them now, or others' where it would."""
+    from genmodels.checkpoint import Checkpoints
+    from pipelines.worker import open_checkpoints
+
+    before, ran = run.info.get("checkpoint_store"), "described" in run.info
+    if store and not ran and Checkpoints(f"{store}/{run.place}", 1).place.titles():
+        raise UserError(
+            f"{store}/{run.place} holds checkpoints of a run that {run.folder.parent} does not know: remove them, or"
+            " name another compute.checkpoint_store"
+        )
+    if ran and before != store and open_checkpoints(run).place.titles():
+        raise UserError(
+            f"run {run.name} has its checkpoints in {before or run.folder / 'checkpoints'}, but"
+            f" compute.checkpoint_store is {store or 'null'} now: set it as it was; or remove {run.folder},"
+            " and it starts anew"
+        )
 
 
 @contextmanager

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 from genmodels.checkpoint import Checkpoints
 from genmodels.config import ComputeConfig
 from pipelines.project import last_line
-from pipelines.run import owned
+from pipelines.run import locked, owned
 from pipelines.sweep import ENDED, REDUCTION, Trial
 
 Report = dict[str, Any]
+PATIENCE = 120.0  # seconds for a trial that another machine held
 RUNG_STATES = "rungs"  # where a trial of PBT leaves its state at each rung
 
 
@@ -66,6 +68,9 @@ def _train(trial: Trial, rung: int, until: int | None, device: str) -> None:
 
     info = trial.sweep.info
     extractor, compute = info["extractor"], ComputeConfig(**info["compute"])
+    deadline = time.monotonic() + PATIENCE
+    while locked(trial.folder / "lock") and time.monotonic() < deadline:
+        time.sleep(1)  # NFS keeps a lost machine's lock until its lease ends
     with owned(trial) as attempt:
         if compute.worker_counts[-1] <= 1:
             worker.train(str(trial.folder), attempt, extractor, device, until=until)

@@ -117,7 +117,7 @@ def _run(recipes: Recipes, sweep: Sweep, num_trials: int, max_images: int | None
     method = _method_of(info["method"])
     search = Search(recipes.space, method, sweep.metric.direction, recipes.current())
     control = Control(sweep)
-    tracker = SweepTracker(sweep, {"model": recipes.model, "sweep": sweep.name, "command": info["command"]})
+    tracker = SweepTracker(sweep)
 
     def look() -> None:
         tracker.poll()
@@ -137,7 +137,10 @@ def _run(recipes: Recipes, sweep: Sweep, num_trials: int, max_images: int | None
     if control.reason:
         print(f"stopped: {control.reason}", flush=True)
     if not tracker.close("KILLED" if control.reason == "interrupted" else "FINISHED"):
-        print(f"warning: MLflow is away ({tracker.error}); when it is back: python pipelines/sync.py", file=sys.stderr)
+        from genmodels.credentials import masked
+
+        away = masked(str(tracker.error))
+        print(f"warning: MLflow is away ({away}); when it is back: python pipelines/sync.py", file=sys.stderr)
     return control.reason
 
 

@@ -54,6 +54,7 @@ def train(
     rank, world_size = distributed.world()
     nodes = distributed.gather(node or socket.gethostname())
     torch.backends.cudnn.deterministic = True  # some of its convolutions add in any order, and a run must repeat
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: in scores too, which other machines' are compared with
     model = build_model(config, spec)
 
     def open_loader(stage: Stage, num_images: int) -> Loader:
@@ -104,7 +105,7 @@ def train(
 def open_checkpoints(run: Run) -> Checkpoints:
     """The run's training states, in its folder or in the store that it names."""
     config, store = run.config, run.info.get("checkpoint_store")
-    place = f"{store}/{run.name}" if store else run.folder / "checkpoints"
+    place = f"{store}/{run.place}" if store else run.folder / "checkpoints"
     metric = model_class(config.model).metric
     return Checkpoints(place, config.train.keep_checkpoints, config.train.keep_best_checkpoints, metric)
 

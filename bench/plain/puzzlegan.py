@@ -18,7 +18,7 @@ def cut(images, boxes):
 
 
 def union(boxes, size):
-    centres = (torch.arange(size) + 0.5) / size
+    centres = (torch.arange(size, device=boxes.device) + 0.5) / size
     left, top, right, bottom = boxes[..., None].unbind(2)
     columns, rows = (left <= centres) & (centres <= right), (top <= centres) & (centres <= bottom)
     return (rows[..., :, None] & columns[..., None, :]).any(dim=1, keepdim=True).float()

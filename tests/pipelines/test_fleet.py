@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,8 +17,9 @@ from commands import refused, succeed
 from conftest import make_project
 
 from genmodels.config import ComputeConfig
-from pipelines import fleet, train
+from pipelines import cluster, fleet, train
 from pipelines.cluster import fitting
+from pipelines.project import UserError
 from pipelines.run import all_runs
 
 TRAIN = [sys.executable, "-m", "pipelines.train"]
@@ -209,3 +212,19 @@ def test_trainings_share_one_ray_that_ends_with_them(sprites_data, tmp_path):
     assert all(run.info["result"]["version"] == 1 for run in runs)
     folder = project.root / "data/runs/extractors"
     assert len([path for path in Path(folder).iterdir() if path.suffix == ".safetensors"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "num_workers", "share"),
+    [(None, 1, 4), (None, 2, 3), (None, 3, 2), (2, 2, 2), (5, 1, None), (2, 4, None)],
+)
+def test_a_worker_asks_for_no_more_than_a_machine_has(cpus, num_workers, share):
+    """Ray would wait for ever for what the machines hold together and none alone."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 3.0}}]
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 7.0}, nodes=lambda: nodes)
+    asked = partial(cluster._resources, ComputeConfig(cpus_per_worker=cpus), num_workers, False, ray)
+    if share:
+        assert asked() == {"CPU": share}
+    else:
+        with pytest.raises(UserError, match="lower compute.num_workers or compute.cpus_per_worker"):
+            asked()

@@ -6,7 +6,8 @@ import pytest
 from commands import call, refused, succeed
 
 from genmodels.config import Comparison
-from pipelines import evaluate, proofs, tracking
+from pipelines import evaluate, proofs, tracking, train
+from pipelines.run import open_run
 
 WIDTHS = (
     "comparisons.width={claim: wide beats narrow, score: swd, better: wide, seeds: 2, variants: "
@@ -89,3 +90,12 @@ def test_a_score_that_was_not_measured_is_named(project, monkeypatch):
 def test_brackets_in_a_claim_are_shown(capsys):
     proofs.show({"n": {"claim": "c [/x]", "score": None, "measured": {"v [b]": [1]}, "holds": True}})
     assert "c [/x]" in (output := capsys.readouterr().out) and "v [b]" in output
+
+
+def test_an_interrupted_training_that_a_proof_ends_stays_one_to_register(project):
+    config = proofs.params(SHORT[1:]).run("vae", changes={"train": {"seed": 41}})
+    spec = train.prepared(proofs.params(SHORT[1:]), config)
+    run = open_run(project.runs, config, project.root / "data/shards/sprites", spec.digest)
+    run.update(registered=True)  # as an ordinary training is that was killed
+    proofs.evaluated(proofs.params(SHORT[1:]), config, project.root / "data/proofs/one/vae-41")
+    assert run.info["registered"] and run.info["status"] == "finished"

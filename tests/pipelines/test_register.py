@@ -12,6 +12,7 @@ from exports import export_vae, register_vae
 
 from genmodels import export
 from pipelines import register, registry, tracking, train
+from pipelines.champion import crown
 from pipelines.run import Run, owned
 
 
@@ -46,11 +47,27 @@ def test_the_best_by_the_metric_is_champion(add):
     assert champion() == third
 
 
+def test_a_data_set_s_name_with_a_dot_has_a_champion_too(add):
+    number = add(1, 50.0)
+    crown(client(), "vae", "sprites.v2", "p1")
+    assert champion("champion-sprites-v2") == champion() == number
+
+
 def test_a_failed_proof_loses_to_any_whose_proofs_hold(add):
     failed, held = add(1, 10.0, proofs="2 of 3 shown"), add(2, 90.0, proofs="3 of 3 shown")
     assert champion() == held
     add(1, 10.0, proofs="3 of 3 shown")
     assert champion() == failed
+
+
+def test_an_older_protocol_s_version_does_not_take_champion_back(add):
+    add(1, 50.0)
+    newer = add(2, 90.0, "p2")
+    assert champion() == newer  # the newer protocol's version takes it over
+    add(1, 40.0)  # registered again
+    assert champion() == newer
+    best = add(3, 30.0, "p2")
+    assert champion() == best
 
 
 def test_proofs_decide_among_evaluated_versions_alone(add):

@@ -3,6 +3,7 @@
 import json
 import math
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -49,7 +50,9 @@ def sweep(project, recipes):
     sweep = open_sweep(project.runs, base, recipes.space, METHOD, recipes.spec.digest)
     extractor = extractor_path(recipes.compute, recipes.spec, base.evaluation)
     ensure_extractor(extractor, project.root / "data/shards/sprites", recipes.spec, base.evaluation)
-    sweep.update(extractor=str(extractor), compute=ComputeConfig(num_workers=1).model_dump(mode="json"))
+    sweep.update(
+        extractor=str(extractor), compute=ComputeConfig(num_workers=1).model_dump(mode="json"), command="tune.py"
+    )
     return sweep
 
 
@@ -209,7 +212,7 @@ def test_values_that_do_not_go_together_fail_before_they_train(sweep, recipes):
 
 def test_mlflow_has_a_parent_with_figures_and_a_closed_child_a_trial(sweep, recipes):
     sweep.update(status="running")
-    tracker = SweepTracker(sweep, {"model": recipes.model})
+    tracker = SweepTracker(sweep)
     tracker.poll()
     assert tracker.error is None
     assert tracker.close("FINISHED"), tracker.error
@@ -240,6 +243,18 @@ def test_a_sweep_that_was_killed_is_marked_so(sweep):
     connected().MlflowClient().update_run(sweep.info["mlflow_run_id"], status="RUNNING")
     assert f"{sweep.name}: marked KILLED" in succeed(sync)
     assert connected().MlflowClient().get_run(sweep.info["mlflow_run_id"]).info.status == "KILLED"
+    assert sweep.name not in succeed(sync)
+
+
+def test_what_a_sweep_could_not_say_at_its_end_is_said_by_sync(sweep, monkeypatch):
+    client, parent = connected().MlflowClient(), sweep.info["mlflow_run_id"]
+    sweep.update(status="finished")
+    client.update_run(parent, status="RUNNING")
+    with monkeypatch.context() as away:
+        away.setattr(SweepTracker, "_finish", Mock(side_effect=OSError("away")))
+        assert not SweepTracker(sweep).close("FINISHED")
+    assert f"{sweep.name}: its trials, figures and end sent, FINISHED" in succeed(sync)
+    assert client.get_run(parent).info.status == "FINISHED"
     assert sweep.name not in succeed(sync)
 
 

@@ -238,6 +238,14 @@ def test_evaluating_registering_and_reporting_follow(vae, project):
     assert "<h2>data set sprites</h2>" in page and vae.info["data"]["digest"][:12] in page
 
 
+def test_scores_of_another_protocol_prove_nothing_against_the_training_s(vae, project, tmp_path):
+    model = project.root / "data/models/vae/export"
+    halves = "of samples below half"
+    assert halves in succeed(evaluate, "--model", model)
+    output = succeed(evaluate, "--model", model, "--set", "evaluation.num_images=6")
+    assert halves not in output and "scored by another protocol" in output
+
+
 def test_an_evaluation_without_pictures_has_their_folder(tmp_path):
     assert evaluate.save_pictures({}, tmp_path / "out/pictures") == []
     assert (tmp_path / "out/pictures").is_dir()  # an output of its DVC stage
