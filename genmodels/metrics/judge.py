@@ -122,9 +122,8 @@ def _make_extractor(
     size = min((size for size in spec.sizes if size >= EXTRACTOR_SIZE), default=spec.sizes[-1])
     reader = ShardReader(shards, "train", size, cache=cache)
     ids = reader.some(20_000)
-    parts = (
-        reader.read(part) for part in np.array_split(ids, -(-len(ids) // 256))
-    )  # a large pyramid has no small size
+    # Shrunk as they come: a data set without a pyramid has large images alone.
+    parts = (reader.read(part) for part in np.array_split(ids, -(-len(ids) // 256)))
     floats = (to_float(torch.from_numpy(part).permute(0, 3, 1, 2)) for part in parts)
     images = torch.cat([resized(each, min(size, EXTRACTOR_SIZE)) for each in floats])
     labels = torch.from_numpy(reader.labels[ids]) if spec.classes else None
