@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -20,10 +21,10 @@ import typer
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
+from bench import steps
 from bench.cases import Case
 from bench.report import Row, conclude, row, show
 from bench.steps import Operations
-from genmodels.trainer import to_float
 
 
 def progan(size: int, batch_size: int) -> Case:
@@ -76,26 +77,14 @@ def rows(cases: Sequence[Case], device: torch.device) -> Iterator[Row]:
 
 
 def both_sides(case: Case, device: torch.device) -> tuple[Action, Action]:
-    """One round of all phases on batches that lie on the device, ours in bf16 and the script's in fp32."""
-    trainer = case.trainer("bf16", str(device))
-    with torch.device(device):
-        script = case.script(trainer.model)
-    batch = {key: value.to(device) for key, value in case.batch(0).items()}
-    floats = {key: to_float(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}
-    loaded = {key: batch[key] for key in trainer.model.batch_keys}
+    """As `bench.steps` has them, ours in bf16; cuDNN is held to repeatable convolutions for ours, as in a training."""
+    ours, plain = steps.both_sides(case, "bf16", str(device))
 
-    def ours() -> None:
-        torch.backends.cudnn.deterministic = True  # as in a training
-        for _ in range(case.period):
-            trainer.train_step(trainer._to_device(loaded))
-        trainer._interval.values.clear()
+    def held(action: Action, deterministic: bool) -> None:
+        torch.backends.cudnn.deterministic = deterministic
+        action()
 
-    def plain() -> None:
-        torch.backends.cudnn.deterministic = False
-        for _ in range(case.period):
-            script.step(floats)
-
-    return ours, plain
+    return partial(held, ours, True), partial(held, plain, False)
 
 
 def seconds(action: Action, device: torch.device, repeats: int = 10) -> float:

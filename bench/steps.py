@@ -32,11 +32,12 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def both_sides(case: Case, precision: str) -> tuple[Action, Action]:
-    """One round of all phases, ours and the script's, from the same weights."""
-    trainer = case.trainer(precision)
-    script = case.script(trainer.model)
-    batch = case.batch(0)
+def both_sides(case: Case, precision: str, device: str = "cpu") -> tuple[Action, Action]:
+    """One round of all phases from the same weights, on batches that lie on the device; the script's is in fp32."""
+    trainer = case.trainer(precision, device)
+    with torch.device(device):
+        script = case.script(trainer.model)
+    batch = {key: value.to(device) for key, value in case.batch(0).items()}
     loaded = {key: batch[key] for key in trainer.model.batch_keys}
     in_memory = {key: to_float(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}
 

@@ -60,7 +60,7 @@ class CodeEncoder(Encoder):
     def train(self, mode: bool = True) -> CodeEncoder:
         """Towards sampling, the moments become the axes of the Gaussian that `draw` draws from."""
         super().train(mode)
-        if not mode and not self.first.is_meta:
+        if not mode and not self.first.is_meta:  # which has no values
             first, second = self.first.double().cpu(), self.second.double().cpu()  # a GPU's axes have other signs
             variances, axes = torch.linalg.eigh(second - torch.outer(first, first))
             scaled = variances.clamp(min=0).sqrt()[:, None] * axes.T  # running moments may give slightly below 0

@@ -309,12 +309,10 @@ class StarGAN(GenerativeModel):
 def _read_right(right: Tensor, own: Tensor, target: Tensor, translated: Tensor, column: int) -> float:
     """How often an attribute is read right in real images of the values that it is translated to; a rare one seldom is.
 
-    right, own and target [N, A], translated [N]; 0 where no real image has one of the values.
+    right, own and target [N, A] of 0 and 1, translated [N] of bools; 0 where no real image has a value asked for.
     """
-    wanted = target[translated, column]
-    shares = [(value, (wanted == value).float().mean()) for value in (0, 1)]
-    rates = [share * right[own[:, column] == value, column].mean() for value, share in shares if share > 0]
-    return torch.stack(rates).sum().nan_to_num().item()
+    rates = torch.stack([right[own[:, column] == value, column].mean() for value in (0, 1)])
+    return rates[target[translated, column].long()].mean().nan_to_num().item()
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor, exclusive: bool = False) -> Tensor:

@@ -77,8 +77,11 @@ class TextEncoder(nn.Module):
         present = (flat != PADDING)[:, None]
         maps = F.leaky_relu(self.convolution(self.words(flat).transpose(1, 2)), 0.2) * present
         embeddings = self.head(maps.sum(2) / present.sum(2).clamp(min=1))
-        scale = math.sqrt(embeddings.shape[1])
-        return F.normalize(embeddings.float(), dim=1).view(*tokens.shape[:-1], -1) * scale
+        return _of_unit_mean_square(embeddings.float()).view(*tokens.shape[:-1], -1)
+
+
+def _of_unit_mean_square(embeddings: Tensor) -> Tensor:
+    return F.normalize(embeddings, dim=1) * math.sqrt(embeddings.shape[1])
 
 
 class Generator(nn.Module):
@@ -214,8 +217,7 @@ class Text2Image(GenerativeModel):
     def _embedded(self, captions: Tensor, noise: Noise) -> Tensor:
         """Embeddings [B, E] of captions [B, K, L]: of one drawn, or the average of all."""
         if self.config.captions == "average":
-            mean = self.text_encoder(captions).mean(1)
-            return F.normalize(mean, dim=1) * math.sqrt(mean.shape[1])  # as long as that of one caption
+            return _of_unit_mean_square(self.text_encoder(captions).mean(1))
         drawn = noise.integers(captions.shape[1], len(captions))
         return self.text_encoder(captions[torch.arange(len(captions), device=captions.device), drawn])
 
